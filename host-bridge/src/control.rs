@@ -1,0 +1,3 @@
+//! The control socket: HTTP over `proxy/daemon.sock`, for the `moat` command of the same user only.
+
+pub(crate) mod api;

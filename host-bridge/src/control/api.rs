@@ -1,0 +1,105 @@
+//! What command and bridge say to each other. JSON over HTTP; every error is `{"error": "<text>"}` and keeps its text.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /v1/runs` [`Register`] | 201 [`Registered`], after the run is on disk |
+//! | `GET /v1/runs/<id>/hold` | 200, JSON lines of [`HoldEvent`] for as long as the command holds the run |
+//! | `POST /v1/runs/<id>/stop` | 202; the holder is told |
+//! | `DELETE /v1/runs/<id>` | 204; its tunnels are closed |
+//! | `GET /v1/status` | 200 [`Status`] |
+//! | `POST /v1/shutdown` | 202; drains and leaves |
+
+use jiff::Timestamp;
+use moat_shared::{
+    id::{RunId, ServerName},
+    plan::Identity,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{home::Profile, server::Server};
+
+/// A run to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Register {
+    /// Its name, for people.
+    pub(crate) name: String,
+    /// The runtime's name.
+    pub(crate) runtime: String,
+    /// The workspace on the host, for people.
+    pub(crate) workspace: String,
+    /// What it may use.
+    pub(crate) servers: Vec<Server>,
+    /// Whose credentials.
+    pub(crate) profile: Option<Profile>,
+    /// The process that holds the run. When it is gone and nobody else holds the run, the run is over.
+    pub(crate) holder: Process,
+}
+
+/// A process, safe against reuse of its pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    /// `starttime` of /proc/pid/stat, in clock ticks since boot; 0 where there is no /proc.
+    pub(crate) started: u64,
+}
+
+/// A run that is on disk and served.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Registered {
+    pub(crate) run: RunId,
+    /// For the sandbox's PID 1, and nobody else.
+    pub(crate) identity: Identity,
+}
+
+/// What the holder of a run is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum HoldEvent {
+    /// The bridge knows that the run is held.
+    Held,
+    /// Somebody asked the run to stop.
+    Stop,
+    /// For the terminal: an upstream rejected a credential, could not be reached, and the like.
+    Warning { text: String },
+}
+
+/// The bridge's state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) pid: i32,
+    pub(crate) version: String,
+    pub(crate) commit: String,
+    pub(crate) started: Timestamp,
+    /// Records lost since the start (see [`crate::record`]).
+    pub(crate) records_lost: u64,
+    pub(crate) runs: Vec<RunStatus>,
+}
+
+/// One run, as the bridge knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RunStatus {
+    pub(crate) run: RunId,
+    pub(crate) name: String,
+    pub(crate) runtime: String,
+    pub(crate) registered: Timestamp,
+    /// Is there a tunnel, and what does the other end say it is?
+    pub(crate) tunnel: Option<TunnelStatus>,
+    pub(crate) servers: Vec<ServerStatus>,
+}
+
+/// A tunnel that is open.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct TunnelStatus {
+    pub(crate) since: Timestamp,
+    pub(crate) sidecar: String,
+    pub(crate) transport: String,
+}
+
+/// One server of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ServerStatus {
+    pub(crate) name: ServerName,
+    /// The last thing that went wrong, for people.
+    pub(crate) last_error: Option<String>,
+}

@@ -1,0 +1,161 @@
+//! Where everything lies below `~/.moat`, or `$MOAT_HOME`. The one place that knows these paths.
+
+use std::{
+    fmt, fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use moat_shared::id::RunId;
+
+use crate::env::Environment;
+
+/// The installation's directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Home(PathBuf);
+
+/// Neither `MOAT_HOME` nor `HOME` names an absolute directory.
+#[derive(Debug, thiserror::Error)]
+#[error("no home directory: set MOAT_HOME to an absolute path")]
+pub(crate) struct NoHome;
+
+impl Home {
+    /// `$MOAT_HOME`, else `~/.moat`.
+    pub(crate) fn find(env: &Environment) -> Result<Self, NoHome> {
+        let given = env.get("MOAT_HOME").map(PathBuf::from);
+        let root = given.or_else(|| env.user_home().map(|home| home.join(".moat"))).ok_or(NoHome)?;
+        if root.is_absolute() { Ok(Self(root)) } else { Err(NoHome) }
+    }
+
+    /// A given directory.
+    pub(crate) fn at(root: impl Into<PathBuf>) -> Self {
+        Self(root.into())
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.0
+    }
+    /// The user's settings.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.0.join("config.yaml")
+    }
+    /// The credentials of a profile.
+    pub(crate) fn credentials(&self, profile: Option<&Profile>) -> PathBuf {
+        let base = self.0.join("credentials");
+        match profile {
+            Some(profile) => base.join("profiles").join(profile.as_str()),
+            None => base,
+        }
+    }
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.0.join("encryption.key")
+    }
+    pub(crate) fn key_lock(&self) -> PathBuf {
+        self.0.join("key.lock")
+    }
+    /// The bridge's directory.
+    pub(crate) fn proxy(&self) -> PathBuf {
+        self.0.join("proxy")
+    }
+    pub(crate) fn runs_file(&self) -> PathBuf {
+        self.proxy().join("runs.json")
+    }
+    /// The control socket.
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.proxy().join("daemon.sock")
+    }
+    pub(crate) fn daemon_lock(&self) -> PathBuf {
+        self.proxy().join("daemon.lock")
+    }
+    pub(crate) fn daemon_log(&self) -> PathBuf {
+        self.proxy().join("daemon.log")
+    }
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.proxy().join("ca")
+    }
+    /// The directory that sandboxes get to see, with nothing in it but the tunnel's socket.
+    pub(crate) fn tunnel_dir(&self) -> PathBuf {
+        self.proxy().join("tunnel")
+    }
+    pub(crate) fn tunnel_socket(&self) -> PathBuf {
+        self.tunnel_dir().join("bridge.sock")
+    }
+    /// All runs.
+    pub(crate) fn runs(&self) -> PathBuf {
+        self.0.join("runs")
+    }
+    pub(crate) fn run(&self, run: &RunId) -> PathBuf {
+        self.runs().join(run.as_str())
+    }
+    pub(crate) fn metadata(&self, run: &RunId) -> PathBuf {
+        self.run(run).join("metadata.json")
+    }
+    pub(crate) fn logs(&self, run: &RunId) -> PathBuf {
+        self.run(run).join("logs.jsonl")
+    }
+    pub(crate) fn network(&self, run: &RunId) -> PathBuf {
+        self.run(run).join("network.jsonl")
+    }
+    pub(crate) fn audit(&self, run: &RunId) -> PathBuf {
+        self.run(run).join("audit.jsonl")
+    }
+}
+
+/// Makes a directory and its parents, each new one 0700, and takes the rights of group and others from the last.
+pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// A named set of credentials: `[A-Za-z0-9][A-Za-z0-9_-]*`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Profile(String);
+
+impl Profile {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What was given is not a profile's name.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "invalid profile name {0:?}: must start with a letter or digit and contain only letters, digits, hyphens, and \
+     underscores"
+)]
+pub(crate) struct InvalidProfile(String);
+
+impl FromStr for Profile {
+    type Err = InvalidProfile;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut bytes = text.bytes();
+        let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
+        if first && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) && text.len() <= 64 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidProfile(text.chars().take(64).collect()))
+        }
+    }
+}
+impl TryFrom<String> for Profile {
+    type Error = InvalidProfile;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+impl From<Profile> for String {
+    fn from(profile: Profile) -> Self {
+        profile.0
+    }
+}
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

@@ -1,0 +1,22 @@
+//! The host's side of moat: the command line, the bridge daemon, the runtimes and the stores.
+//!
+//! ```text
+//! cli ──► config, credentials, run ──► runtime          (the short-lived command)
+//!  └────► control ──► bridge ──► registry, tunnel ──► pipeline ──► upstream     (the daemon)
+//! ```
+
+pub mod cli;
+pub(crate) mod config;
+pub(crate) mod control;
+pub(crate) mod credentials;
+pub(crate) mod env;
+pub(crate) mod home;
+pub(crate) mod pipeline;
+pub(crate) mod policy;
+pub(crate) mod record;
+pub(crate) mod registry;
+pub(crate) mod run;
+pub(crate) mod runtime;
+pub(crate) mod server;
+pub(crate) mod tunnel;
+pub(crate) mod upstream;

@@ -1,0 +1,194 @@
+//! What the sidecar is told when it starts: one document, written by the host, read once by PID 1.
+//!
+//! The host has checked everything in it against moat.yaml; PID 1 trusts it and nothing else. It arrives with the
+//! run's [`Identity`] in a [`Startup`], on an inherited descriptor or in a file that is removed after reading.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    endpoint::{Dialler, Endpoint},
+    grant::{GrantName, Stub},
+    id::{RunId, ServerName},
+    secret::Secret,
+};
+
+/// Everything that PID 1 needs: what to do, and the run's key for the relay.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Startup {
+    /// What to do.
+    pub plan: Plan,
+    /// The run's certificate and key.
+    pub identity: Identity,
+}
+
+/// The run's certificate and key, and the CA that the bridge's certificate must chain to; all PEM.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The installation's CA certificate.
+    pub ca_pem: String,
+    /// The run's certificate. It names the run; nothing else does.
+    pub certificate_pem: String,
+    /// The run's private key (PKCS #8).
+    #[serde(with = "exposed")]
+    pub key_pem: Secret<String>,
+}
+
+/// The only serialisation of a secret: into the document that carries the key to PID 1.
+mod exposed {
+    use super::Secret;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(secret: &Secret<String>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(secret.expose())
+    }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Secret<String>, D::Error> {
+        String::deserialize(from).map(Secret::new)
+    }
+}
+
+/// What PID 1 does, in this order: files, hook, relay, agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The run.
+    pub run: RunId,
+    /// Where the bridge is and who dials.
+    pub tunnel: Tunnel,
+    /// The relay's port on 127.0.0.1.
+    pub relay_port: u16,
+    /// The servers of `mcp:`, in the order of moat.yaml.
+    pub servers: Vec<RelayedServer>,
+    /// The agent that this run is for; its files are written. `None` (`moat run`): all agents' files are.
+    pub agent: Option<Agent>,
+    /// `claude.mcp`, `codex.mcp`, `gemini.mcp`: servers inside the sandbox.
+    pub stdio: BTreeMap<Agent, BTreeMap<ServerName, StdioServer>>,
+    /// Agents ask before they act (`--noyolo`); otherwise their own confirmation is switched off.
+    pub confirm: bool,
+    /// Where `.mcp.json` goes.
+    pub mcp_json: McpJson,
+    /// The workspace, as the sandbox sees it; the agent's working directory.
+    pub workspace: PathBuf,
+    /// Who the agent is.
+    pub user: User,
+    /// Who the relay is; where the sandbox has only one uid, the agent's.
+    pub relay_user: Ids,
+    /// The agent's environment, complete but for what PID 1 itself adds (HOME, USER, LOGNAME, NO_PROXY, MOAT_*).
+    pub env: BTreeMap<String, String>,
+    /// `hooks.pre_run`, run by `sh -c` as the agent's user in the workspace.
+    pub pre_run: Option<String>,
+    /// The agent's command; never empty.
+    pub command: Vec<String>,
+    /// Stdin, stdout and stderr are a terminal that is to become the agent's controlling terminal.
+    pub terminal: bool,
+    /// From the first SIGTERM to SIGKILL, in milliseconds; shorter than the runtime's own patience.
+    pub grace_ms: u64,
+}
+
+/// Where the bridge is and who dials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tunnel {
+    /// Where, as the sandbox sees it.
+    pub endpoint: Endpoint,
+    /// Who opens the byte stream.
+    pub dialler: Dialler,
+}
+
+/// One server behind the relay, as the agent is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelayedServer {
+    /// Its name; its URL is `http://127.0.0.1:<relay port>/mcp/<name>`.
+    pub name: ServerName,
+    /// The header that holds the stub, when the server wants a credential.
+    pub header: Option<StubHeader>,
+}
+
+/// The header of an agent's file that holds a stub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StubHeader {
+    /// The header's name as moat.yaml spells it.
+    pub name: String,
+    /// Its value.
+    pub stub: Stub,
+}
+
+/// An MCP server that the agent starts itself, inside the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StdioServer {
+    /// The executable.
+    pub command: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// A provider's grant: its variable is set to the stub.
+    pub grant: Option<GrantName>,
+    /// Its working directory.
+    pub cwd: Option<String>,
+}
+
+/// The agents whose files are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Agent {
+    /// Claude Code: `~/.claude.json`.
+    Claude,
+    /// Codex: `~/.codex/config.toml`.
+    Codex,
+    /// Gemini CLI: `~/.gemini/settings.json`.
+    Gemini,
+}
+
+impl Agent {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Claude, Self::Codex, Self::Gemini];
+
+    /// The agent's name: its verb, its key in moat.yaml, and its executable.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Claude => "claude",
+            Self::Codex => "codex",
+            Self::Gemini => "gemini",
+        }
+    }
+}
+
+/// Where `.mcp.json` goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum McpJson {
+    /// Into the workspace, merged, and taken out again when the run ends.
+    Workspace,
+    /// The workspace's own is under version control: the merged one goes to the agent's home.
+    Home,
+}
+
+/// A uid and a gid, as the sandbox sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ids {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Who the agent is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// Its uid and gid.
+    pub ids: Ids,
+    /// For USER and LOGNAME.
+    pub name: String,
+    /// For HOME; agents' files lie below it.
+    pub home: PathBuf,
+}

@@ -1,0 +1,59 @@
+//! The HTTP/2 settings of the tunnel, chosen and not defaulted.
+//!
+//! The connection's window must hold every stream's window, so that a reader that stalls never disturbs another
+//! stream; and it must be large because h2 charges unread tiny frames against half of it. Both ends raise the bounds on resets, so
+//! that a storm of cancelled requests costs nothing but itself.
+
+use std::time::Duration;
+
+use hyper::{client, server};
+use hyper_util::rt::TokioTimer;
+
+use super::exec::Owned;
+use crate::limits;
+
+const STREAM_WINDOW: u32 = 256 * 1024;
+const SIDECAR_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+const BRIDGE_CONNECTION_WINDOW: u32 = 1 << 30;
+const PENDING_RESETS: usize = 65_536;
+const LOCAL_RESETS: usize = 1_000_000;
+const REMEMBERED_RESETS: usize = 4096;
+const REMEMBER_RESETS_FOR: Duration = Duration::from_secs(30);
+
+/// The sidecar's end: the HTTP/2 client, whoever dialled.
+#[must_use]
+pub fn sidecar(tasks: Owned) -> client::conn::http2::Builder<Owned> {
+    let mut builder = client::conn::http2::Builder::new(tasks);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(SIDECAR_CONNECTION_WINDOW)
+        .adaptive_window(false)
+        .initial_max_send_streams(limits::STREAMS_PER_RUN as usize)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .reset_stream_duration(REMEMBER_RESETS_FOR)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .max_header_list_size(limits::HEADER_LIST)
+        .keep_alive_interval(limits::PING_INTERVAL)
+        .keep_alive_timeout(limits::PING_TIMEOUT)
+        .keep_alive_while_idle(true);
+    builder
+}
+
+/// The bridge's end: the HTTP/2 server.
+#[must_use]
+pub fn bridge(tasks: Owned) -> server::conn::http2::Builder<Owned> {
+    let mut builder = server::conn::http2::Builder::new(tasks);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(BRIDGE_CONNECTION_WINDOW)
+        .max_concurrent_streams(limits::STREAMS_PER_RUN)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .max_header_list_size(limits::HEADER_LIST)
+        .keep_alive_interval(limits::PING_INTERVAL)
+        .keep_alive_timeout(limits::PING_TIMEOUT);
+    builder
+}

@@ -1,0 +1,2 @@
+//! The static binary in the sandbox.
+fn main() {}
