@@ -1,1 +1,162 @@
-fn main() {}
+//! Builds the static sidecar and hands its path to `include_bytes!`, so that `moat` is one file to install.
+//!
+//! `MOAT_SIDECAR=<path>` embeds that file instead. Commit and time of the build go to `moat version`.
+#![expect(clippy::print_stdout, reason = "a build script speaks to cargo on stdout")]
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+/// What of cargo's own environment is settings of the user's, and therefore goes to the inner cargo as well.
+const KEPT: [&str; 9] = [
+    "CARGO_HOME",
+    "CARGO_HTTP_",
+    "CARGO_MAKEFLAGS",
+    "CARGO_NET_",
+    "CARGO_REGISTR",
+    "CARGO_SOURCE_",
+    "CARGO_TERM_",
+    "CARGO_BUILD_JOBS",
+    "CARGO_TARGET_",
+];
+
+/// What would change the sidecar's code: it has flags of its own, and no linter or coverage tool around it.
+const CLEARED: [&str; 6] = [
+    "RUSTFLAGS",
+    "RUSTDOCFLAGS",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "CARGO_TARGET_DIR",
+    "LLVM_PROFILE_FILE",
+    "CLIPPY_ARGS",
+];
+
+fn main() -> ExitCode {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed=MOAT_SIDECAR");
+    println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
+    provenance();
+    match sidecar() {
+        Ok(path) => {
+            println!("cargo::rustc-env=MOAT_SIDECAR_FILE={}", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(text) => {
+            for line in text.lines() {
+                println!("cargo::error={line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The file to embed.
+fn sidecar() -> Result<PathBuf, String> {
+    let out = PathBuf::from(required("OUT_DIR")?);
+    if let Some(given) = env::var_os("MOAT_SIDECAR").filter(|path| !path.is_empty()) {
+        let given = fs::canonicalize(&given)
+            .map_err(|e| format!("MOAT_SIDECAR={}: {e}", Path::new(&given).display()))?;
+        println!("cargo::rerun-if-changed={}", given.display());
+        return Ok(given);
+    }
+    if required("CARGO_CFG_TARGET_OS")? != "linux" {
+        // Nothing is embedded; `runtime::embed` says so when it is asked for.
+        let none = out.join("no-sidecar");
+        fs::write(&none, []).map_err(|e| format!("{}: {e}", none.display()))?;
+        return Ok(none);
+    }
+    let manifest = PathBuf::from(required("CARGO_MANIFEST_DIR")?);
+    let workspace = manifest.parent().unwrap_or(&manifest).to_path_buf();
+    for part in ["sidecar", "init", "shared", "Cargo.lock", "Cargo.toml"] {
+        println!("cargo::rerun-if-changed={}", workspace.join(part).display());
+    }
+    if !workspace.join("sidecar/Cargo.toml").is_file() {
+        return Err("the sidecar's source is not here: set MOAT_SIDECAR to a built moat-sidecar".to_owned());
+    }
+    build(&workspace, &out)
+}
+
+/// Runs the inner cargo, in a target directory of its own (the outer one is locked) that all profiles share.
+fn build(workspace: &Path, out: &Path) -> Result<PathBuf, String> {
+    let triple = format!("{}-unknown-linux-gnu", required("CARGO_CFG_TARGET_ARCH")?);
+    let target = target_dir(out).join("moat-sidecar-build");
+    let mut cargo = Command::new(required("CARGO")?);
+    cargo
+        .current_dir(workspace)
+        .args(["build", "--package", "moat-sidecar", "--profile", "sidecar", "--target", &triple])
+        .arg("--target-dir")
+        .arg(&target);
+    // The outer cargo has brought the lock file up to date; the sidecar is built from exactly that.
+    if workspace.join("Cargo.lock").is_file() {
+        cargo.arg("--locked");
+    }
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        let own = text.starts_with("CARGO") && !KEPT.iter().any(|kept| text.starts_with(kept));
+        let flags = text.starts_with("CARGO_TARGET_") && text.ends_with("_RUSTFLAGS");
+        if own || flags || CLEARED.contains(&text.as_ref()) {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let status = cargo.status().map_err(|e| format!("cargo cannot be started: {e}"))?;
+    if !status.success() {
+        return Err(format!("the sidecar was not built ({status}); its errors are above{}", advice(&triple)));
+    }
+    let built = target.join(&triple).join("sidecar").join("moat-sidecar");
+    if built.is_file() { Ok(built) } else { Err(format!("{} is missing", built.display())) }
+}
+
+/// What is commonly missing where the static build fails.
+fn advice(triple: &str) -> String {
+    let mut advice = String::new();
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let libdir = said(Command::new(rustc).args(["--print", "target-libdir", "--target", triple]));
+    if libdir.is_none_or(|path| !Path::new(&path).is_dir()) {
+        advice.push_str(&format!(
+            "\nRust's standard library for {triple} is missing: rustup target add {triple}"
+        ));
+    }
+    let libc = said(Command::new("cc").arg("-print-file-name=libc.a"));
+    if libc.is_none_or(|path| !Path::new(&path).is_absolute()) {
+        advice.push_str(
+            "\nthe static C library is missing: install libc6-dev (Debian), glibc-static (Fedora) or \
+             glibc (Arch), and a C compiler",
+        );
+    }
+    advice.push_str("\nor set MOAT_SIDECAR to a built moat-sidecar");
+    advice
+}
+
+/// The outer cargo's target directory: the nearest one above that cargo has tagged.
+fn target_dir(out: &Path) -> &Path {
+    out.ancestors().skip(1).find(|dir| dir.join("CACHEDIR.TAG").is_file()).unwrap_or(out)
+}
+
+/// Commit and time of the build.
+fn provenance() {
+    let git = |args: &[&str]| said(Command::new("git").args(args));
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
+    println!("cargo::rustc-env=MOAT_COMMIT={commit}");
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        if Path::new(&log).is_file() {
+            println!("cargo::rerun-if-changed={log}");
+        }
+    }
+    let seconds = env::var("SOURCE_DATE_EPOCH").ok().unwrap_or_else(|| {
+        std::time::UNIX_EPOCH.elapsed().map_or_else(|_| "0".to_owned(), |since| since.as_secs().to_string())
+    });
+    println!("cargo::rustc-env=MOAT_BUILT={seconds}");
+}
+
+/// What a command says on stdout, if it succeeds and says anything.
+fn said(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+fn required(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|e| format!("{name}: {e}"))
+}

@@ -5,6 +5,7 @@
 //!  └────► control ──► bridge ──► registry, tunnel ──► pipeline ──► upstream     (the daemon)
 //! ```
 
+pub(crate) mod build;
 pub mod cli;
 pub(crate) mod config;
 pub(crate) mod control;

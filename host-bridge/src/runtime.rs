@@ -1,1 +1,3 @@
-//! runtime.
+//! Sandboxes: what starts them, attaches to them and ends them.
+
+pub(crate) mod embed;
