@@ -14,6 +14,7 @@ pub(crate) mod env;
 pub(crate) mod home;
 pub(crate) mod pipeline;
 pub(crate) mod policy;
+pub(crate) mod process;
 pub(crate) mod record;
 pub(crate) mod registry;
 pub(crate) mod run;
