@@ -25,6 +25,7 @@ mod exec;
 mod grant;
 mod list;
 mod logs;
+mod pick;
 mod proxy;
 mod revoke;
 mod run;
@@ -32,8 +33,11 @@ mod sandbox;
 mod sidecar;
 mod status;
 mod stop;
+mod table;
+mod text;
 mod trace;
 mod version;
+mod when;
 
 /// MCP servers for AI coding agents in sandboxes, without a credential or a network in the sandbox.
 #[derive(Debug, Parser)]

@@ -12,6 +12,7 @@ pub(crate) mod control;
 pub(crate) mod credentials;
 pub(crate) mod env;
 pub(crate) mod home;
+pub(crate) mod jsonl;
 pub(crate) mod pipeline;
 pub(crate) mod policy;
 pub(crate) mod process;
