@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 /// The longest line that is read; a longer one is skipped. Programs print lines of a megabyte.
 const LINE_MAX: usize = 16 << 20;
@@ -59,6 +59,22 @@ impl Lines {
             }
         }
         Ok(None)
+    }
+
+    /// Writes all lines that there are now as one JSON array. Returns how many.
+    pub(crate) fn write_array<T: DeserializeOwned + Serialize>(
+        &mut self,
+        out: &mut dyn io::Write,
+    ) -> io::Result<u64> {
+        let mut written = 0;
+        out.write_all(b"[")?;
+        while let Some(value) = self.next::<T>()? {
+            out.write_all(if written == 0 { b"\n  " } else { b",\n  " })?;
+            serde_json::to_writer(&mut *out, &value)?;
+            written += 1;
+        }
+        out.write_all(if written == 0 { b"]" } else { b"\n]" })?;
+        Ok(written)
     }
 
     /// Lines that could not be read, the last one included if it never came to its end.
@@ -177,6 +193,15 @@ mod tests {
         file.write_all(b"cd\"\n").unwrap();
         assert_eq!(read(&mut lines), ["abcd"]);
         assert_eq!(lines.skipped(), 0);
+    }
+
+    #[test_case("" => "[]"; "empty")]
+    #[test_case("1\nx\n2\n" => "[\n  1,\n  2\n]"; "one is damaged")]
+    fn arrays(text: &str) -> String {
+        let file = file(text.as_bytes());
+        let mut out = Vec::new();
+        Lines::open(file.path()).unwrap().unwrap().write_array::<Value>(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
