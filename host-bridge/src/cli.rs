@@ -39,9 +39,22 @@ mod trace;
 mod version;
 mod when;
 
+const FIRST_STEPS: &str = "\
+First steps:
+  moat grant mcp context7      store a credential: typed without echo, or one line on stdin
+  moat run ./project -- make   run a command in a sandbox, with the servers of its moat.yaml
+  moat claude ./project        run an agent the same way; also: codex, gemini
+  moat logs -f                 what it prints
+  moat trace --network         what its MCP servers were asked
+  moat audit                   where credentials went
+  moat doctor                  what is wrong, and what mends it
+
+A RUN is a run's id, the beginning of one (run_a1), or its name; none: the most recent.
+`moat help <command>` tells more.";
+
 /// MCP servers for AI coding agents in sandboxes, without a credential or a network in the sandbox.
 #[derive(Debug, Parser)]
-#[command(name = "moat", disable_version_flag = true, propagate_version = false)]
+#[command(name = "moat", version = version::VERSION, after_help = FIRST_STEPS)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -62,7 +75,7 @@ pub(crate) struct Global {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Use the credentials of this profile
-    #[arg(long, global = true, env = "MOAT_PROFILE", value_name = "NAME")]
+    #[arg(long, global = true, env = "MOAT_PROFILE", hide_env_values = true, value_name = "NAME")]
     pub(crate) profile: Option<Profile>,
 }
 
@@ -216,6 +229,25 @@ impl Verb {
             Self::Version(args) => args.run(context),
             Self::Bridge(args) => args.run(context),
             Self::Sandbox(args) => args.run(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_explains_itself() {
+        for verb in Cli::command().get_subcommands() {
+            let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && !about.ends_with('.'), "{}", verb.get_name());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `moat completion`: the script that teaches a shell moat's verbs and flags.
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, Context, Outcome, print};
@@ -22,8 +22,32 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self, _context: &Context) -> Outcome {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "moat", &mut script);
+        clap_complete::generate(self.shell, &mut visible(&Cli::command()), "moat", &mut script);
         print::out(&String::from_utf8_lossy(&script));
         Ok(moat_shared::exit::OK)
+    }
+}
+
+/// The command line without what is hidden, which generators would offer all the same.
+fn visible(command: &Command) -> Command {
+    Command::new("moat")
+        .args(command.get_arguments().cloned())
+        .subcommands(command.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn each_shell_learns_the_verbs_and_nothing_hidden() {
+        for shell in Shell::value_variants() {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut visible(&Cli::command()), "moat", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            assert!(script.contains("destroy") && script.contains("follow"), "{shell}");
+            assert!(!script.contains("__bridge") && !script.contains("__sandbox"), "{shell}");
+        }
     }
 }

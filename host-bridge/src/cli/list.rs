@@ -10,6 +10,10 @@ use crate::run::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  moat list
+  moat list --json | jq -r '.[] | select(.state == \"running\") | .run_id'")]
 pub(crate) struct Args {}
 
 impl Args {

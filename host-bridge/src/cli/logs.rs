@@ -12,6 +12,11 @@ use crate::{home::Home, jsonl::Lines, run::metadata::Record};
 const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  moat logs                   the last 100 lines of the most recent run
+  moat logs -n 20 -f run_a1   the last 20 lines, then what comes until the run ends
+  moat logs --json            one JSON object per line: {\"ts\", \"line\"}")]
 pub(crate) struct Args {
     /// A run's id, the beginning of one, or its name [default: the most recent run]
     #[arg(value_name = "RUN")]
