@@ -6,13 +6,16 @@
 //! ```
 
 pub(crate) mod build;
+pub(crate) mod bridge;
 pub mod cli;
 pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod credentials;
+pub(crate) mod disk;
 pub(crate) mod env;
 pub(crate) mod home;
 pub(crate) mod jsonl;
+pub(crate) mod identity;
 pub(crate) mod pipeline;
 pub(crate) mod policy;
 pub(crate) mod process;

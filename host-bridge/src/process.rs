@@ -8,7 +8,12 @@ impl Process {
     /// This process.
     pub(crate) fn current() -> Self {
         let pid = nix::unistd::getpid().as_raw();
-        Self { pid, started: stat(pid).map_or(0, |stat| stat.started) }
+        Self::of(pid).unwrap_or(Self { pid, started: 0 })
+    }
+
+    /// The process that has this pid now; `None` where there is none, or no /proc.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        Some(Self { pid, started: stat(pid)?.started })
     }
 
     /// Does it still run? A zombie does not. Without /proc the pid alone has to do.

@@ -3,7 +3,15 @@
 //! The pipeline hands records to a [`Recorder`]; one writer owns the files. The queue between them is bounded; a
 //! record that does not fit is counted and the loss is written and shown, never silent.
 
-use std::collections::BTreeMap;
+mod writer;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use jiff::Timestamp;
 use moat_shared::{
@@ -11,6 +19,7 @@ use moat_shared::{
     id::{RunId, ServerName},
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 /// One exchange with an upstream: a line of `network.jsonl`. A stream has two: one when it starts, without
 /// `duration_ms`, and one when it ends.
@@ -104,37 +113,70 @@ pub(crate) enum Record {
 /// Hands records to the writer. Never waits.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
-    queue: tokio::sync::mpsc::Sender<Record>,
-    lost: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    queue: mpsc::Sender<Record>,
+    losses: Arc<Losses>,
+}
+
+/// Records that were not written: how many since the start, and whose audit log has yet to say so.
+#[derive(Debug, Default)]
+pub(crate) struct Losses {
+    total: AtomicU64,
+    owed: Mutex<BTreeMap<RunId, u64>>,
+}
+
+impl Losses {
+    fn add(&self, run: &RunId, count: u64) {
+        self.total.fetch_add(count, Ordering::Relaxed);
+        *self.owed.lock().unwrap_or_else(PoisonError::into_inner).entry(run.clone()).or_default() += count;
+    }
+
+    fn take_owed(&self) -> BTreeMap<RunId, u64> {
+        std::mem::take(&mut self.owed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// It could not be written down; it stays owed, and was counted before.
+    fn still_owed(&self, run: RunId, count: u64) {
+        *self.owed.lock().unwrap_or_else(PoisonError::into_inner).entry(run).or_default() += count;
+    }
 }
 
 impl Recorder {
     /// A recorder and the writer's end of its queue.
-    pub(crate) fn new(capacity: usize) -> (Self, tokio::sync::mpsc::Receiver<Record>) {
-        let (queue, records) = tokio::sync::mpsc::channel(capacity);
-        (Self { queue, lost: std::sync::Arc::default() }, records)
+    pub(crate) fn new(capacity: usize) -> (Self, mpsc::Receiver<Record>) {
+        let (queue, records) = mpsc::channel(capacity);
+        (Self { queue, losses: Arc::default() }, records)
+    }
+
+    /// A recorder and the task that writes for it. The task ends when the last recorder is dropped.
+    pub(crate) fn with_writer(home: crate::home::Home) -> (Self, writer::Writer) {
+        let (recorder, records) = Self::new(QUEUE);
+        let writer = writer::Writer::new(home, records, Arc::clone(&recorder.losses));
+        (recorder, writer)
     }
 
     /// Writes a line of the network trace.
     pub(crate) fn exchange(&self, run: &RunId, exchange: Exchange) {
-        self.send(Record::Exchange(run.clone(), exchange));
+        self.send(run, Record::Exchange(run.clone(), exchange));
     }
 
     /// Writes a line of the audit log.
     pub(crate) fn audit(&self, run: &RunId, event: AuditEvent) {
         let line = AuditLine { event, timestamp: Timestamp::now() };
-        self.send(Record::Audit(run.clone(), line));
+        self.send(run, Record::Audit(run.clone(), line));
     }
 
     /// Records lost so far.
     pub(crate) fn lost(&self) -> u64 {
-        self.lost.load(std::sync::atomic::Ordering::Relaxed)
+        self.losses.total.load(Ordering::Relaxed)
     }
 
-    fn send(&self, record: Record) {
+    fn send(&self, run: &RunId, record: Record) {
         if self.queue.try_send(record).is_err() {
-            self.lost.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            tracing::error!("a record was lost: the writer does not keep up");
+            self.losses.add(run, 1);
+            tracing::error!(%run, "a record was lost: the writer does not keep up");
         }
     }
 }
+
+/// Records that may wait for the writer; at a few hundred bytes each.
+const QUEUE: usize = 8192;

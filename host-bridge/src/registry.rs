@@ -1,12 +1,41 @@
 //! The runs that the bridge serves. One task owns them; a run is on disk before anybody hears of it.
+//!
+//! ```text
+//!            write, fsync, rename                 unregistered, or holder gone
+//! register ─────────────────────► served, held ───────────────────────────────► revoked ──► off the disk
+//! ```
+//!
+//! [`Registry`] is the narrow handle of everybody else. A [`Ticket`] says for as long as it lives whether its run is
+//! still served; a [`Place`] whether its tunnel is still the run's. Neither can outlive the owner's word: when the
+//! owner is gone, all of them are revoked.
 
-use moat_shared::id::{RunId, ServerName};
+mod durable;
+mod notice;
+mod owner;
+
+use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
+
+use moat_shared::{
+    hint::Hint,
+    id::{RunId, ServerName},
+};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{control::api::Process, home::Profile, server::Server};
+pub(crate) use durable::LoadError;
+pub(crate) use notice::Notices;
+pub(crate) use owner::Owner;
 
-/// A run, as runs.json knows it. What it may use never changes while it lives.
+use crate::{
+    control::api::{HoldEvent, Process, Register, RunStatus, TunnelStatus},
+    home::Profile,
+    server::Server,
+};
+
+/// A run, as runs.json knows it. What it may use never changes while it lives. An unknown key is an error: it may
+/// restrict the run in a way that this version cannot keep.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Run {
     #[serde(rename = "run_id")]
     pub(crate) id: RunId,
@@ -25,5 +54,162 @@ impl Run {
     /// The server of this name.
     pub(crate) fn server(&self, name: &ServerName) -> Option<&Server> {
         self.servers.iter().find(|server| server.name == *name)
+    }
+}
+
+/// Why the registry says no.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegistryError {
+    #[error("no such run: {0}")]
+    Unknown(RunId),
+    #[error("mcp server {0} is listed twice")]
+    Duplicate(ServerName),
+    #[error("writing {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: Arc<io::Error>,
+    },
+    #[error("the bridge is leaving")]
+    Leaving,
+}
+
+impl Hint for RegistryError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Write { .. } => Some("is the disk full, or the directory not writable?".into()),
+            Self::Leaving => Some("try again: a new bridge starts by itself".into()),
+            Self::Unknown(_) | Self::Duplicate(_) => None,
+        }
+    }
+}
+
+/// Asks the owner of the runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Registry {
+    owner: mpsc::Sender<Ask>,
+}
+
+/// What the owner is asked.
+#[derive(Debug)]
+enum Ask {
+    Register(Register, Reply<Arc<Run>>),
+    Unregister(RunId, String, Reply<()>),
+    Admit(RunId, Reply<Ticket>),
+    Attach(RunId, TunnelStatus, Reply<Place>),
+    Hold(RunId, Reply<Hold>),
+    Stop(RunId, Reply<()>),
+    Runs(oneshot::Sender<Vec<RunStatus>>),
+    /// Leave, unless `only_if_idle` and there are runs; nothing is registered afterwards.
+    Leave { only_if_idle: bool, answer: oneshot::Sender<bool> },
+}
+
+type Reply<T> = oneshot::Sender<Result<T, RegistryError>>;
+
+impl Registry {
+    /// Registers a run. It is on disk when this returns.
+    pub(crate) async fn register(&self, wish: Register) -> Result<Arc<Run>, RegistryError> {
+        self.ask(|reply| Ask::Register(wish, reply)).await
+    }
+
+    /// Ends a run: its tickets are revoked at once; it is off the disk when this returns.
+    pub(crate) async fn unregister(&self, run: RunId, reason: String) -> Result<(), RegistryError> {
+        self.ask(|reply| Ask::Unregister(run, reason, reply)).await
+    }
+
+    /// May this run be served?
+    pub(crate) async fn admit(&self, run: RunId) -> Result<Ticket, RegistryError> {
+        self.ask(|reply| Ask::Admit(run, reply)).await
+    }
+
+    /// Makes a tunnel the run's; the one before loses its place.
+    pub(crate) async fn attach(&self, run: RunId, tunnel: TunnelStatus) -> Result<Place, RegistryError> {
+        self.ask(|reply| Ask::Attach(run, tunnel, reply)).await
+    }
+
+    /// Holds a run for as long as the [`Hold`] lives.
+    pub(crate) async fn hold(&self, run: RunId) -> Result<Hold, RegistryError> {
+        self.ask(|reply| Ask::Hold(run, reply)).await
+    }
+
+    /// Tells the holder of a run that it is to stop; one that comes back after a restart is told then.
+    pub(crate) async fn stop(&self, run: RunId) -> Result<(), RegistryError> {
+        self.ask(|reply| Ask::Stop(run, reply)).await
+    }
+
+    /// All runs, oldest first.
+    pub(crate) async fn runs(&self) -> Result<Vec<RunStatus>, RegistryError> {
+        let (answer, runs) = oneshot::channel();
+        self.owner.send(Ask::Runs(answer)).await.map_err(|_| RegistryError::Leaving)?;
+        runs.await.map_err(|_| RegistryError::Leaving)
+    }
+
+    /// No run is registered or dropped from now on, and what was registered is on disk when this returns.
+    pub(crate) async fn leave(&self) {
+        let _gone_already = self.ask_to_leave(false).await;
+    }
+
+    /// The same, but only if there is no run.
+    pub(crate) async fn leave_if_idle(&self) -> bool {
+        self.ask_to_leave(true).await
+    }
+
+    async fn ask_to_leave(&self, only_if_idle: bool) -> bool {
+        let (answer, left) = oneshot::channel();
+        self.owner.send(Ask::Leave { only_if_idle, answer }).await.is_err() || left.await.unwrap_or(true)
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(Reply<T>) -> Ask) -> Result<T, RegistryError> {
+        let (reply, answer) = oneshot::channel();
+        self.owner.send(ask(reply)).await.map_err(|_| RegistryError::Leaving)?;
+        answer.await.unwrap_or(Err(RegistryError::Leaving))
+    }
+}
+
+/// A run that is served, until it is not.
+#[derive(Debug, Clone)]
+pub(crate) struct Ticket {
+    pub(crate) run: Arc<Run>,
+    /// The owner holds the other end and drops it to revoke.
+    alive: watch::Receiver<()>,
+}
+
+impl Ticket {
+    /// Is the run still served? Asked for every request.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.alive.has_changed().is_ok()
+    }
+
+    /// Returns when the run is no longer served.
+    pub(crate) async fn revoked(&mut self) {
+        while self.alive.changed().await.is_ok() {}
+    }
+}
+
+/// That a tunnel is the run's. Dropping it says that the tunnel is gone.
+#[derive(Debug)]
+pub(crate) struct Place {
+    lost: oneshot::Receiver<()>,
+}
+
+impl Place {
+    /// Returns when another tunnel took the place.
+    pub(crate) async fn lost(&mut self) {
+        let _dropped = (&mut self.lost).await;
+    }
+}
+
+/// That somebody holds a run, and what the holder is told.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    events: mpsc::Receiver<HoldEvent>,
+    /// Dropped after `events`, so that the owner sees the hold closed when it hears of its end.
+    _alive: oneshot::Sender<()>,
+}
+
+impl Hold {
+    /// The next event; `None` when the run is over or the registry is gone.
+    pub(crate) async fn next(&mut self) -> Option<HoldEvent> {
+        self.events.recv().await
     }
 }

@@ -62,6 +62,8 @@ pub(crate) enum HoldEvent {
     Stop,
     /// For the terminal: an upstream rejected a credential, could not be reached, and the like.
     Warning { text: String },
+    /// The run was unregistered; nothing follows.
+    Ended { reason: String },
 }
 
 /// The bridge's state.
@@ -71,8 +73,13 @@ pub(crate) struct Status {
     pub(crate) version: String,
     pub(crate) commit: String,
     pub(crate) started: Timestamp,
+    /// Where tunnels are accepted.
+    pub(crate) endpoint: String,
     /// Records lost since the start (see [`crate::record`]).
     pub(crate) records_lost: u64,
+    /// Runs of runs.json that could not be read and are not served, each with the reason.
+    #[serde(default)]
+    pub(crate) unreadable: Vec<String>,
     pub(crate) runs: Vec<RunStatus>,
 }
 

@@ -1,4 +1,7 @@
-//! An executor for hyper that owns what it spawns: dropping the last handle aborts the tasks.
+//! An executor for hyper that owns what it spawns.
+//!
+//! hyper's HTTP/2 streams hold a handle of their own executor, so dropping one's own handle does not end them:
+//! whoever owns the connection calls [`Owned::abort_all`] when it is over, or keeps an [`AbortOnDrop`].
 
 use std::{
     future::Future,
@@ -10,6 +13,29 @@ use tokio::task::JoinSet;
 /// Spawns into one owned [`JoinSet`].
 #[derive(Debug, Clone, Default)]
 pub struct Owned(Arc<Mutex<JoinSet<()>>>);
+
+impl Owned {
+    /// Drops every task: what they held is released as soon as they are not running.
+    pub fn abort_all(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    /// A guard that does so.
+    pub fn abort_on_drop(&self) -> AbortOnDrop {
+        AbortOnDrop(self.clone())
+    }
+}
+
+/// Ends the tasks of an [`Owned`] when it is dropped.
+#[derive(Debug)]
+#[must_use = "dropping this ends the tasks"]
+pub struct AbortOnDrop(Owned);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort_all();
+    }
+}
 
 impl<F> hyper::rt::Executor<F> for Owned
 where
