@@ -14,8 +14,8 @@ use moat_shared::{
     wire,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -256,7 +256,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path());
         Authority::open(&home).unwrap();
-        disk::replace(&home.ca().join("ca.key"), KeyPair::generate().unwrap().serialize_pem().as_bytes()).unwrap();
+        disk::replace(&home.ca().join("ca.key"), KeyPair::generate().unwrap().serialize_pem().as_bytes())
+            .unwrap();
         let error = Authority::open(&home).unwrap_err();
         assert!(matches!(error, IdentityError::Damaged { .. }), "{error}");
         assert!(error.hint().is_some());

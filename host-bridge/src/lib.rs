@@ -5,8 +5,8 @@
 //!  └────► control ──► bridge ──► registry, tunnel ──► pipeline ──► upstream     (the daemon)
 //! ```
 
-pub(crate) mod build;
 pub(crate) mod bridge;
+pub(crate) mod build;
 pub mod cli;
 pub(crate) mod config;
 pub(crate) mod control;
@@ -14,8 +14,8 @@ pub(crate) mod credentials;
 pub(crate) mod disk;
 pub(crate) mod env;
 pub(crate) mod home;
-pub(crate) mod jsonl;
 pub(crate) mod identity;
+pub(crate) mod jsonl;
 pub(crate) mod pipeline;
 pub(crate) mod policy;
 pub(crate) mod process;

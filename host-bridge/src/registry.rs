@@ -101,7 +101,10 @@ enum Ask {
     Stop(RunId, Reply<()>),
     Runs(oneshot::Sender<Vec<RunStatus>>),
     /// Leave, unless `only_if_idle` and there are runs; nothing is registered afterwards.
-    Leave { only_if_idle: bool, answer: oneshot::Sender<bool> },
+    Leave {
+        only_if_idle: bool,
+        answer: oneshot::Sender<bool>,
+    },
 }
 
 type Reply<T> = oneshot::Sender<Result<T, RegistryError>>;

@@ -187,7 +187,9 @@ mod tests {
 
     fn kinds(home: &Home, run: &RunId) -> Vec<String> {
         let text = fs::read_to_string(home.audit(run)).unwrap();
-        let kind = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["type"].as_str().unwrap().to_owned();
+        let kind = |line: &str| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["type"].as_str().unwrap().to_owned()
+        };
         text.lines().map(kind).collect()
     }
 

@@ -101,10 +101,11 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Loaded, LoadError> {
     }
     let mut loaded = Loaded::default();
     for entry in file.runs {
-        let run = serde_json::from_str::<Run>(entry.get()).map_err(|error| error.to_string()).and_then(|run| {
-            let known = loaded.runs.iter().any(|other: &Run| other.id == run.id);
-            if known { Err(format!("{} is there twice", run.id)) } else { Ok(run) }
-        });
+        let run =
+            serde_json::from_str::<Run>(entry.get()).map_err(|error| error.to_string()).and_then(|run| {
+                let known = loaded.runs.iter().any(|other: &Run| other.id == run.id);
+                if known { Err(format!("{} is there twice", run.id)) } else { Ok(run) }
+            });
         match run {
             Ok(run) => loaded.runs.push(run),
             Err(reason) => loaded.unreadable.push(Unreadable {
@@ -222,7 +223,8 @@ pub(super) mod tests {
     #[test]
     fn one_unreadable_run_stops_that_run_and_is_kept() {
         let good = serde_json::to_string(&run(1)).unwrap();
-        let strict = serde_json::to_string(&run(2)).unwrap().replacen('{', "{\"network_policy\":\"strict\",", 1);
+        let strict =
+            serde_json::to_string(&run(2)).unwrap().replacen('{', "{\"network_policy\":\"strict\",", 1);
         let text = format!("{{\"version\":1,\"runs\":[\n{good},\n{strict},\n{good},\n{{\"run_id\":7}}]}}");
         let loaded = parse(text.as_bytes(), Path::new("f")).unwrap();
         assert_eq!(loaded.runs, [run(1)]);

@@ -4,13 +4,7 @@
 //! each is answered after the write that holds it. A run ends when it is unregistered, or when the process that holds it is
 //! gone and nobody else holds it; that is looked at when a hold ends, and every second.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use moat_shared::id::{RunId, ServerName};
@@ -194,7 +188,9 @@ impl Owner {
                 }
             }
             Ask::Admit(run, reply) => send(reply, self.entry(&run).map(|entry| entry.ticket())),
-            Ask::Attach(run, status, reply) => send(reply, self.entry(&run).map(|entry| entry.attach(status))),
+            Ask::Attach(run, status, reply) => {
+                send(reply, self.entry(&run).map(|entry| entry.attach(status)))
+            }
             Ask::Hold(run, reply) => self.hold(&run, reply),
             Ask::Stop(run, reply) => send(reply, self.entry(&run).map(Entry::ask_to_stop)),
             Ask::Runs(answer) => {
@@ -234,7 +230,10 @@ impl Owner {
 
     fn unused_id(&self) -> RunId {
         let joining = |id: &RunId| {
-            self.next.iter().chain(&self.current).any(|w| matches!(w, Waiting::Registered(run, _) if run.id == *id))
+            self.next
+                .iter()
+                .chain(&self.current)
+                .any(|w| matches!(w, Waiting::Registered(run, _) if run.id == *id))
         };
         loop {
             let mut bytes = [0; 6];
@@ -285,7 +284,11 @@ impl Owner {
         if self.leaving {
             return;
         }
-        let over: Vec<_> = self.runs.values_mut().filter_map(|entry| entry.is_over().then(|| entry.run.id.clone())).collect();
+        let over: Vec<_> = self
+            .runs
+            .values_mut()
+            .filter_map(|entry| entry.is_over().then(|| entry.run.id.clone()))
+            .collect();
         for run in over {
             self.end(&run, "the process that held it is gone");
             self.due = true;
@@ -309,7 +312,8 @@ impl Owner {
             Waiting::Registered(run, _) => Some(run),
             Waiting::Gone(_) | Waiting::Left(_) => None,
         });
-        let runs: Vec<Arc<Run>> = self.runs.values().map(|entry| &entry.run).chain(joining).cloned().collect();
+        let runs: Vec<Arc<Run>> =
+            self.runs.values().map(|entry| &entry.run).chain(joining).cloned().collect();
         let (path, unreadable) = (self.path.clone(), Arc::clone(&self.unreadable));
         self.writes.spawn_blocking(move || durable::save(&path, runs.iter(), &unreadable));
     }
@@ -321,9 +325,8 @@ impl Owner {
             self.failed = true;
             Arc::new(error)
         });
-        let failed = || {
-            failure.clone().map(|source| RegistryError::Write { path: self.path.clone(), source })
-        };
+        let failed =
+            || failure.clone().map(|source| RegistryError::Write { path: self.path.clone(), source });
         let mut abandoned = Vec::new();
         for waiting in std::mem::take(&mut self.current) {
             match (waiting, failed()) {
