@@ -1,1 +1,24 @@
-//! The harness.
+//! What tests and the demo are made of: real servers, real clients, the real `moat`, and faults on purpose.
+//!
+//! ```text
+//! Rig ── a throw-away home, the real `moat` binary, its bridge
+//!  ├── Upstream ── an MCP server made with rmcp, or a faulty one, over TLS or plain; records what reached it
+//!  └── Console ── a program inside the sandbox that does what the test says: requests, MCP calls, searches
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod console;
+pub mod faults;
+pub mod inside;
+pub mod listen;
+pub mod needles;
+pub mod parts;
+pub mod pki;
+pub mod rig;
+pub mod seen;
+pub mod tools;
+pub mod trouble;
+pub mod upstream;
+
+pub use trouble::{Outcome, Trouble};

@@ -1,0 +1,75 @@
+//! End to end: the real `moat`, its bridge and its sandboxes, with real servers and clients on both sides.
+//!
+//! A test that needs a part which this machine has not is ignored, and one line says so. With
+//! `MOAT_TESTS_REQUIRE=all` it fails instead.
+#![forbid(unsafe_code)]
+
+mod fixtures;
+mod house;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use moat_tests::{Outcome, parts::Part};
+
+/// One test.
+struct Test {
+    name: &'static str,
+    needs: &'static [Part],
+    run: fn() -> Outcome,
+}
+
+impl Test {
+    const fn new(name: &'static str, needs: &'static [Part], run: fn() -> Outcome) -> Self {
+        Self { name, needs, run }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let required = std::env::var_os("MOAT_TESTS_REQUIRE").is_some_and(|value| value == "all");
+    let subjects = [("fixtures", fixtures::TESTS), ("house", house::TESTS)];
+    let mut here = Parts::default();
+    let mut trials = Vec::new();
+    for (subject, tests) in subjects {
+        for test in tests {
+            let name = format!("{subject}::{}", test.name);
+            let missing = test.needs.iter().find(|&&part| !here.has(part));
+            let run = test.run;
+            trials.push(match missing {
+                None => Trial::test(name, move || run().map_err(|trouble| Failed::from(trouble.to_string()))),
+                Some(part) if required => {
+                    let text = format!("needs {}", part.name());
+                    Trial::test(name, move || Err(Failed::from(text)))
+                }
+                Some(part) => {
+                    if !arguments.list {
+                        say(&format!("skipped: {name}: needs {}", part.name()));
+                    }
+                    Trial::test(name, || Ok(())).with_ignored_flag(true)
+                }
+            });
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// What is here, asked once.
+#[derive(Default)]
+struct Parts(Vec<(Part, bool)>);
+
+impl Parts {
+    fn has(&mut self, part: Part) -> bool {
+        if let Some((_, here)) = self.0.iter().find(|(known, _)| *known == part) {
+            return *here;
+        }
+        let here = part.here();
+        self.0.push((part, here));
+        here
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the line that says what was skipped")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}

@@ -1,0 +1,74 @@
+//! What this machine has of the parts that some tests need.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// A part that may be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Namespaces that the process runtime can make.
+    Sandbox,
+    /// `curl`.
+    Curl,
+    /// `git`.
+    Git,
+    /// Python with the package `mcp`.
+    Python,
+    /// Node with the TypeScript SDK.
+    TypeScript,
+    /// Root, to be another user for a moment.
+    Root,
+}
+
+impl Part {
+    /// Its name in a message.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sandbox => "namespaces (root, or unprivileged user namespaces)",
+            Self::Curl => "curl",
+            Self::Git => "git",
+            Self::Python => "python3 with the package mcp (see .ci/run)",
+            Self::TypeScript => "node with @modelcontextprotocol/sdk (see .ci/run)",
+            Self::Root => "root",
+        }
+    }
+
+    /// Is it here?
+    #[must_use]
+    pub fn here(self) -> bool {
+        match self {
+            Self::Sandbox => succeeds(Command::new("unshare").args(["-Urn", "true"])),
+            Self::Curl => succeeds(Command::new("curl").arg("--version")),
+            Self::Git => succeeds(Command::new("git").arg("--version")),
+            Self::Python => python().is_some_and(|p| succeeds(Command::new(p).args(["-c", "import mcp"]))),
+            Self::TypeScript => typescript().is_some() && succeeds(Command::new("node").arg("--version")),
+            Self::Root => nix::unistd::geteuid().is_root(),
+        }
+    }
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+/// The Python that `.ci/run` makes: `target/clients/python/bin/python`.
+#[must_use]
+pub fn python() -> Option<PathBuf> {
+    existing(crate::rig::target_directory()?.join("clients/python/bin/python"))
+}
+
+/// The modules that `.ci/run` installs: `target/clients/node/node_modules`.
+#[must_use]
+pub fn typescript() -> Option<PathBuf> {
+    let modules = crate::rig::target_directory()?.join("clients/node/node_modules");
+    existing(modules.join("@modelcontextprotocol/sdk")).map(|_| modules)
+}
+
+fn existing(path: impl AsRef<Path>) -> Option<PathBuf> {
+    let path = path.as_ref();
+    path.exists().then(|| path.to_owned())
+}

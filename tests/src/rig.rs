@@ -1,0 +1,375 @@
+//! A throw-away installation: its own home, workspace and bridge, driven through the real `moat` binary.
+//!
+//! Dropping it ends the bridge by its pid and fails the test when a process of the rig is left.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::OnceLock,
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Outcome, Trouble, clock::eventually, inside::Inside, pki::Authority, trouble::ensure};
+
+/// How long a command of moat may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The installation.
+#[derive(Debug)]
+pub struct Rig {
+    /// Its name is in every process's environment, arguments or directory.
+    mark: String,
+    root: TempDir,
+    workspace: PathBuf,
+    /// Trusted by this rig's bridge alone.
+    pub authority: Authority,
+    /// More environment for `moat`.
+    pub env: BTreeMap<String, String>,
+}
+
+/// The directory of this build's binaries.
+fn binaries() -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let directory = own.parent()?;
+    let directory = if directory.ends_with("deps") { directory.parent()? } else { directory };
+    Some(directory.to_owned())
+}
+
+/// Cargo's target directory.
+#[must_use]
+pub fn target_directory() -> Option<PathBuf> {
+    binaries()?.parent().map(Path::to_owned)
+}
+
+/// A binary of this build.
+///
+/// # Errors
+/// When it is not there.
+pub fn binary(name: &str) -> Outcome<PathBuf> {
+    let path = binaries().map(|directory| directory.join(name)).filter(|path| path.exists());
+    path.ok_or_else(|| Trouble::new(format!("{name} has not been built")))
+}
+
+/// The `moat` of this build; builds it first, once, unless `MOAT_BIN` names one.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn moat_binary() -> Outcome<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    BUILT.get_or_init(|| build_moat().map_err(|trouble| trouble.to_string())).clone().map_err(Trouble::new)
+}
+
+fn build_moat() -> Outcome<PathBuf> {
+    if let Some(given) = std::env::var_os("MOAT_BIN") {
+        return Ok(given.into());
+    }
+    let directory = binaries().ok_or_else(|| Trouble::new("where is this binary?"))?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--locked", "--package", "moat-host-bridge", "--bin", "moat"]);
+    if directory.ends_with("release") {
+        build.arg("--release");
+    }
+    let target = directory.parent().unwrap_or(&directory);
+    build.arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+    let output = build.output()?;
+    ensure(output.status.success(), || {
+        format!("moat cannot be built:\n{}", String::from_utf8_lossy(&output.stderr))
+    })?;
+    Ok(directory.join("moat"))
+}
+
+/// What a command of moat left behind.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its exit code; 128 and the signal's number when it died.
+    pub code: i32,
+    /// Its stdout.
+    pub out: String,
+    /// Its stderr.
+    pub err: String,
+}
+
+impl Ran {
+    /// Fails unless the exit code is this.
+    ///
+    /// # Errors
+    /// When it is another.
+    pub fn expect_code(self, code: i32) -> Outcome<Self> {
+        ensure(self.code == code, || {
+            format!("exit code {}, not {code}\n{}\n{}", self.code, self.out, self.err)
+        })?;
+        Ok(self)
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let signal = output.status.signal().map(|signal| 128 + signal);
+        Self {
+            code: output.status.code().or(signal).unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Rig {
+    /// A new one. The socket below its home must fit into 107 bytes, so it lies in /tmp; the workspace lies in the
+    /// target directory, where the client can be a hard link.
+    ///
+    /// # Errors
+    /// When a directory cannot be made or moat not be built.
+    pub fn new() -> Outcome<Self> {
+        moat_binary()?;
+        let root = tempfile::Builder::new().prefix("mt-").rand_bytes(8).tempdir_in("/tmp")?;
+        let mark = root.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let target = target_directory().ok_or_else(|| Trouble::new("where is the target directory?"))?;
+        let workspace = target.join("rigs").join(&mark);
+        fs::create_dir_all(&workspace)?;
+        fs::create_dir(root.path().join("user"))?;
+        let authority = Authority::new()?;
+        authority.write_pem(&root.path().join("ca.pem"))?;
+        Ok(Self { mark, root, workspace, authority, env: BTreeMap::new() })
+    }
+
+    /// `MOAT_HOME`.
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        self.root.path().join("h")
+    }
+
+    /// The user's home.
+    #[must_use]
+    pub fn user_home(&self) -> PathBuf {
+        self.root.path().join("user")
+    }
+
+    /// The workspace.
+    #[must_use]
+    pub fn workspace(&self) -> &Path {
+        &self.workspace
+    }
+
+    /// Writes the workspace's moat.yaml.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn config(&self, yaml: &str) -> Outcome {
+        Ok(fs::write(self.workspace.join("moat.yaml"), yaml)?)
+    }
+
+    /// `moat` with these arguments, in this rig's environment and nothing else of ours.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn moat(&self, arguments: &[&str]) -> Outcome<Command> {
+        let mut command = Command::new(moat_binary()?);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.user_home())
+            .env("TERM", "dumb")
+            .env("MOAT_HOME", self.home())
+            .env("MOAT_KEYRING_BACKEND", "file")
+            .env("MOAT_NO_PROMPT", "1")
+            .env("MOAT_RUNTIME", "process")
+            .env("SSL_CERT_FILE", self.root.path().join("ca.pem"))
+            .envs(&self.env)
+            .current_dir(&self.workspace)
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Runs `moat` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&self, arguments: &[&str]) -> Outcome<Ran> {
+        Ok(self.moat(arguments)?.output()?.into())
+    }
+
+    /// Runs a command of the sandbox to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn sandboxed(&self, command: &[&str]) -> Outcome<Ran> {
+        let workspace = self.workspace.to_string_lossy();
+        self.run(&[&["run", &workspace, "--"], command].concat())
+    }
+
+    /// Stores a credential as `moat grant mcp` does, bound to the host of `url`.
+    ///
+    /// # Errors
+    /// When moat refuses.
+    pub fn grant(&self, server: &str, secret: &str, url: &str) -> Outcome {
+        let mut child = self
+            .moat(&["grant", "mcp", server, "--url", url])?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(format!("{secret}\n").as_bytes())?;
+        }
+        Ran::from(child.wait_with_output()?).expect_code(0).map(|_| ())
+    }
+
+    /// Starts a sandbox with the fixture client in it.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn console(&self) -> Outcome<Inside> {
+        self.console_with(&[])
+    }
+
+    /// The same, with more flags for `moat run`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn console_with(&self, flags: &[&str]) -> Outcome<Inside> {
+        let client = self.place("moat-fixture-client")?;
+        let workspace = self.workspace.to_string_lossy();
+        let mark = format!("MOAT_TESTS_MARK={}", self.mark).replace("MOAT_TESTS", "RIG");
+        let arguments = [&["run", &workspace, "-e", &mark], flags, &["--", &client]].concat();
+        Inside::start(self.moat(&arguments)?)
+    }
+
+    /// Puts a binary of this build into the workspace; its path as the sandbox sees it.
+    ///
+    /// # Errors
+    /// When it can be neither linked nor copied.
+    pub fn place(&self, name: &str) -> Outcome<String> {
+        let place = self.workspace.join(".fixtures").join(name);
+        if !place.exists() {
+            fs::create_dir_all(self.workspace.join(".fixtures"))?;
+            let original = binary(name)?;
+            if fs::hard_link(&original, &place).is_err() {
+                fs::copy(&original, &place)?;
+            }
+        }
+        Ok(format!("./.fixtures/{name}"))
+    }
+
+    /// The runs' directories, oldest first.
+    #[must_use]
+    pub fn runs(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.home().join("runs")).into_iter().flatten().flatten();
+        let mut runs: Vec<_> = entries.map(|entry| entry.path()).collect();
+        runs.sort_by_key(|path| fs::metadata(path).and_then(|m| m.created()).ok());
+        runs
+    }
+
+    /// The lines of a file of the latest run that are complete: `network.jsonl`, `audit.jsonl`.
+    #[must_use]
+    pub fn lines(&self, file: &str) -> Vec<Value> {
+        let text = self.runs().last().map(|run| fs::read_to_string(run.join(file)).unwrap_or_default());
+        text.unwrap_or_default().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a line of such a file.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn line(&self, file: &str, what: &str, is_it: impl Fn(&Value) -> bool) -> Outcome<Value> {
+        eventually(&format!("a line in {file}: {what}"), Duration::from_secs(3), || {
+            self.lines(file).into_iter().find(|line| is_it(line))
+        })
+        .map_err(|trouble| {
+            let lines: Vec<String> = self.lines(file).iter().map(ToString::to_string).collect();
+            Trouble::new(format!("{trouble}\n{}", lines.join("\n")))
+        })
+    }
+
+    /// The bridge's log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home().join("proxy/daemon.log")).unwrap_or_default()
+    }
+
+    /// The bridge that runs now.
+    #[must_use]
+    pub fn bridge(&self) -> Option<Pid> {
+        let text = fs::read_to_string(self.home().join("proxy/daemon.lock")).ok()?;
+        let lock: Value = serde_json::from_str(&text).ok()?;
+        let pid = Pid::from_raw(i32::try_from(lock["pid"].as_i64()?).ok()?);
+        self.owns(pid).then_some(pid)
+    }
+
+    /// Ends the bridge at once, as a crash would.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_bridge(&self) -> Outcome<Pid> {
+        let pid = self.bridge().ok_or_else(|| Trouble::new("no bridge to kill"))?;
+        kill(pid, Signal::SIGKILL)?;
+        eventually("the killed bridge is gone", PATIENCE, || (!self.owns(pid)).then_some(()))?;
+        Ok(pid)
+    }
+
+    /// The processes of this rig.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Pid> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.map(Pid::from_raw).filter(|&pid| self.owns(pid)).collect()
+    }
+
+    /// Does this process carry the rig's mark in environment, arguments or working directory?
+    fn owns(&self, pid: Pid) -> bool {
+        let directory = PathBuf::from(format!("/proc/{pid}"));
+        let holds = |name: &str| {
+            let bytes = fs::read(directory.join(name)).unwrap_or_default();
+            memchr::memmem::find(&bytes, self.mark.as_bytes()).is_some()
+        };
+        let cwd = fs::read_link(directory.join("cwd")).unwrap_or_default();
+        pid != Pid::this()
+            && (holds("environ") || holds("cmdline") || cwd.to_string_lossy().contains(&self.mark))
+    }
+
+    /// Ends the bridge and says which processes of the rig are left.
+    fn end(&self) -> Vec<Pid> {
+        if let Some(bridge) = self.bridge() {
+            let _already_gone = kill(bridge, Signal::SIGTERM);
+        }
+        let empty = || self.processes().is_empty().then_some(());
+        if eventually("all processes of the rig are gone", Duration::from_secs(10), empty).is_ok() {
+            return Vec::new();
+        }
+        let left = self.processes();
+        for &pid in &left {
+            let _already_gone = kill(pid, Signal::SIGKILL);
+        }
+        left
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let name = |pid: Pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            format!("{pid} {}", String::from_utf8_lossy(&line).replace('\0', " "))
+        };
+        let before: Vec<(Pid, String)> = self.processes().into_iter().map(|pid| (pid, name(pid))).collect();
+        let left = self.end();
+        let _left_for_the_next_cleaning = fs::remove_dir_all(&self.workspace);
+        if !thread::panicking() {
+            let names: Vec<_> =
+                before.iter().filter(|(pid, _)| left.contains(pid)).map(|(_, name)| name).collect();
+            assert!(left.is_empty(), "processes of the rig are left: {names:?}");
+        }
+    }
+}
