@@ -12,6 +12,8 @@ pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod credentials;
 pub(crate) mod disk;
+#[cfg(test)]
+mod docs;
 pub(crate) mod env;
 pub(crate) mod home;
 pub(crate) mod identity;
