@@ -4,8 +4,9 @@
 //! whoever owns the connection calls [`Owned::abort_all`] when it is over, or keeps an [`AbortOnDrop`].
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     sync::{Arc, Mutex, PoisonError},
+    task::Poll,
 };
 
 use tokio::task::JoinSet;
@@ -23,6 +24,21 @@ impl Owned {
     /// A guard that does so.
     pub fn abort_on_drop(&self) -> AbortOnDrop {
         AbortOnDrop(self.clone())
+    }
+
+    /// Waits until all that was spawned has ended.
+    pub async fn finished(&self) {
+        poll_fn(|context| {
+            let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                match tasks.poll_join_next(context) {
+                    Poll::Ready(Some(_)) => {}
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
     }
 }
 

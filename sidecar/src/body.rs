@@ -1,0 +1,174 @@
+//! What goes into the tunnel: the hello, or an agent's request body, unchanged.
+//!
+//! Empty chunks are left out, because HTTP/2 ends a connection on which too many empty frames were seen; trailers are
+//! dropped (T8). A scanner notes the request's id and method in passing.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use moat_shared::rpc::{
+    RawId,
+    scan::{SCANNED, Scanner},
+};
+
+/// What the tunnel carries towards the bridge.
+pub type Outgoing = Either<Upload, Full<Bytes>>;
+
+/// What is known of a request's body so far.
+#[derive(Debug, Clone, Default)]
+pub struct Noted(Arc<Mutex<Scanner>>);
+
+impl Noted {
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> Option<RawId> {
+        self.scanner().id().cloned()
+    }
+
+    /// Is this the request's method?
+    #[must_use]
+    pub fn method_is(&self, method: &str) -> bool {
+        self.scanner().method() == Some(method)
+    }
+
+    fn scanner(&self) -> MutexGuard<'_, Scanner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An agent's request body on its way into the tunnel.
+#[derive(Debug)]
+pub struct Upload<B = Incoming> {
+    body: B,
+    noted: Noted,
+    /// Read ahead while the tunnel is down.
+    held: VecDeque<Bytes>,
+    ended: bool,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
+    /// Takes the body over, unread.
+    pub fn new(body: B) -> Self {
+        Self { body, noted: Noted::default(), held: VecDeque::new(), ended: false }
+    }
+
+    /// What is known of the body so far, also when it has gone into the tunnel.
+    #[must_use]
+    pub fn noted(&self) -> Noted {
+        self.noted.clone()
+    }
+
+    /// Reads the start of the body, as far as the scanner looks, and keeps it. An agent that goes away is only
+    /// noticed when its body has been read.
+    ///
+    /// # Errors
+    /// When the agent's body is cut or malformed.
+    pub async fn read_ahead(&mut self) -> Result<(), B::Error> {
+        let mut length = self.held.iter().map(Bytes::len).sum::<usize>();
+        while length < SCANNED {
+            match poll_fn(|context| self.poll_data(context)).await.transpose()? {
+                Some(data) => {
+                    length += data.len();
+                    self.held.push_back(data);
+                }
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, B::Error>>> {
+        while !self.ended {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data()
+                        && !data.is_empty()
+                    {
+                        self.noted.scanner().push(&data);
+                        return Poll::Ready(Some(Ok(data)));
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.ended = true,
+            }
+        }
+        Poll::Ready(None)
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        if let Some(data) = this.held.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        this.poll_data(context).map(|data| data.map(|data| data.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held.is_empty() && (self.ended || self.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let held = self.held.iter().map(|data| data.len() as u64).sum::<u64>();
+        let rest = if self.ended { SizeHint::with_exact(0) } else { self.body.size_hint() };
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(held));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(held));
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, StreamBody};
+    use std::convert::Infallible;
+
+    fn chunks(parts: &'static [&'static str]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+        StreamBody::new(futures_util::stream::iter(
+            parts.iter().map(|part| Ok(Frame::data(Bytes::from_static(part.as_bytes())))),
+        ))
+    }
+
+    #[tokio::test]
+    async fn empty_chunks_are_left_out_and_the_id_is_noted() {
+        let mut upload = Upload::new(chunks(&["", "{\"id\":", "", "", "7,\"method\":\"m\"}", ""]));
+        let noted = upload.noted();
+        let mut seen = Vec::new();
+        while let Some(frame) = upload.frame().await {
+            seen.push(frame.unwrap().into_data().unwrap());
+        }
+        assert_eq!(seen, ["{\"id\":", "7,\"method\":\"m\"}"]);
+        assert_eq!(noted.id().unwrap().as_str(), "7");
+        assert!(noted.method_is("m"));
+        assert!(upload.is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_is_not_lost() {
+        let mut upload = Upload::new(chunks(&["{\"id\"", ":1}"]));
+        upload.read_ahead().await.unwrap();
+        assert_eq!(upload.noted().id().unwrap().as_str(), "1");
+        assert!(!upload.is_end_stream());
+        assert_eq!(upload.size_hint().exact(), Some(8));
+        assert_eq!(upload.collect().await.unwrap().to_bytes(), "{\"id\":1}");
+    }
+}

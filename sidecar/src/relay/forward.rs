@@ -1,0 +1,128 @@
+//! One request = one stream of the tunnel (T1), both ways at once.
+//!
+//! ```text
+//! tunnel open? ──no──► wait, bounded, reading the body ahead ──► 503
+//!      │ yes
+//!      ▼
+//!    send ──never left──► wait again
+//!      ├──── broke ──► 502, never sent twice (T4)
+//!      ▼
+//!   response ──► headers at once, body through a pump
+//! ```
+
+use http::{Request, Response, Uri, Version, request::Parts};
+use http_body::Body as _;
+use http_body_util::Either;
+use hyper::{body::Incoming, rt::Executor};
+use moat_shared::{id::ServerName, wire, wire::ErrorKind};
+use tokio::time::Instant;
+
+use super::{
+    Context,
+    answer::Answer,
+    headers,
+    local::Refused,
+    lost::{Asked, EventStream, LOST},
+    pump::Pump,
+    queue::queue,
+};
+use crate::{
+    body::{Outgoing, Upload},
+    uplink::link::{Opened, Unavailable},
+};
+
+/// Sends a request into the tunnel and gives its response back.
+pub(crate) async fn forward(
+    context: &Context,
+    server: ServerName,
+    mut head: Parts,
+    body: Incoming,
+) -> Response<Answer> {
+    let upload = Upload::new(body);
+    let asked = Asked { method: head.method.clone(), server, noted: upload.noted() };
+    let refuse = |refused: Refused| refused.answer(asked.noted.id().as_ref(), Some(&asked.server));
+    headers::strip_request(&mut head.headers);
+    let Some(uri) = tunnel_uri(&head.uri) else {
+        return refuse(Refused::new(ErrorKind::Internal, "moat: the path cannot be sent through the tunnel"));
+    };
+    head.uri = uri;
+    head.version = Version::HTTP_2;
+    head.extensions.clear();
+    match send(context, Request::from_parts(head, upload)).await {
+        Ok(response) => stream_back(context, asked, response),
+        Err(refused) => refuse(refused),
+    }
+}
+
+/// The authority means nothing on the tunnel, but HTTP/2 wants one.
+fn tunnel_uri(uri: &Uri) -> Option<Uri> {
+    let path = uri.path_and_query()?.clone();
+    Uri::builder().scheme("http").authority(wire::BRIDGE_DNS_NAME).path_and_query(path).build().ok()
+}
+
+async fn send(context: &Context, mut request: Request<Upload>) -> Result<Response<Incoming>, Refused> {
+    let deadline = Instant::now() + context.timing.tunnel_wait;
+    let mut seen = None;
+    loop {
+        let Opened { generation, mut sender, .. } = wait(context, seen, deadline, request.body_mut()).await?;
+        let mut failed = match sender.try_send_request(request.map(Outgoing::Left)).await {
+            Ok(response) => return Ok(response),
+            Err(failed) => failed,
+        };
+        // Only a request that never left is handed back: it may go into the next tunnel.
+        let (head, body) = match failed.take_message().map(Request::into_parts) {
+            Some((head, Either::Left(upload))) => (head, upload),
+            Some((_, Either::Right(_))) | None => return Err(Refused::new(ErrorKind::TunnelLost, LOST)),
+        };
+        request = Request::from_parts(head, body);
+        seen = Some(generation);
+    }
+}
+
+/// Waits for a tunnel and reads the body's start meanwhile: that shows the request's id, and whether the agent is still
+/// there.
+async fn wait(
+    context: &Context,
+    seen: Option<u64>,
+    deadline: Instant,
+    upload: &mut Upload,
+) -> Result<Opened, Refused> {
+    let opened = context.tunnel.opened(seen, deadline);
+    tokio::pin!(opened);
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut opened => outcome,
+        read = upload.read_ahead() => match read {
+            Ok(()) => opened.await,
+            Err(_cut) => {
+                return Err(Refused::new(ErrorKind::BadRequest, "moat: the request's body is cut or malformed"));
+            }
+        },
+    };
+    outcome.map_err(|unavailable| match unavailable {
+        Unavailable::Down(why) => Refused::new(
+            ErrorKind::TunnelDown,
+            format!("moat: this request was not sent, because the tunnel to the bridge is down: {why}"),
+        ),
+        Unavailable::Refused(refusal) => Refused::new(refusal.kind, refusal.message.clone()),
+        Unavailable::Draining => Refused::new(
+            ErrorKind::TunnelDown,
+            "moat: this request was not sent, because the sandbox is shutting down",
+        ),
+    })
+}
+
+/// The response's head now, its body as it comes.
+fn stream_back(context: &Context, asked: Asked, response: Response<Incoming>) -> Response<Answer> {
+    let events = headers::is_writable_stream(&response).then(EventStream::default);
+    let (mut head, body) = response.into_parts();
+    head.version = Version::HTTP_11;
+    head.extensions.clear();
+    headers::strip_response(&mut head.headers);
+    if body.is_end_stream() {
+        return Response::from_parts(head, Answer::empty());
+    }
+    let (queue, reader) = queue();
+    context.tasks.execute(Pump { body, queue, asked, events, timing: context.timing }.run());
+    Response::from_parts(head, Answer::Streamed(reader))
+}

@@ -1,0 +1,228 @@
+//! Carries one response from the tunnel to the agent's [`Queue`](super::queue::Queue), whether the agent reads or not.
+//!
+//! ```text
+//!             ┌─ bytes ──► push ─┐
+//! wait room ──┼─ silence ─► comment (event streams, between events: R20)
+//!    ▲        ├─ agent gone ──► drop the stream: RST_STREAM(CANCEL) (R17)
+//!    └────────┼─ end ──► complete
+//!             └─ lost ─► last words, or cut (R18)
+//! ```
+//!
+//! Reading eagerly matters: HTTP/2 charges unread small frames to the whole connection. Reading without bound does not:
+//! past [`STALLED_READER`](moat_shared::limits::STALLED_READER) the stream's own window holds the sender back, and a reader that takes nothing at all
+//! is given up, alone.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    Timing,
+    lost::{Asked, EventStream},
+    queue::{End, Queue, Stuck},
+};
+
+const COMMENT: &[u8] = b":\n\n";
+/// For streams on which no comment may be written.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// One response on its way.
+#[derive(Debug)]
+pub(crate) struct Pump<B> {
+    pub(crate) body: B,
+    pub(crate) queue: Queue,
+    pub(crate) asked: Asked,
+    /// What is followed of an uncompressed event stream; nothing of any other body.
+    pub(crate) events: Option<EventStream>,
+    pub(crate) timing: Timing,
+}
+
+enum Step<E> {
+    Frame(Option<Result<Frame<Bytes>, E>>),
+    Silence,
+    Gone,
+}
+
+impl<B> Pump<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    /// Runs until the response is over, one way or the other. The queue's reader is told which.
+    pub(crate) async fn run(mut self) {
+        let mut heard = Instant::now();
+        loop {
+            match self.queue.room(self.timing.stalled).await {
+                Ok(()) => {}
+                Err(Stuck::Gone) => return,
+                Err(Stuck::Stalled) => return self.queue.abandon(),
+            }
+            match self.step(heard).await {
+                Step::Frame(Some(Ok(frame))) => {
+                    // Trailers are dropped (T8), and so is what is empty.
+                    if let Ok(bytes) = frame.into_data() {
+                        self.pass(bytes);
+                        heard = Instant::now();
+                    }
+                }
+                // A stream that is reset politely also ends, but not with an end of stream (T3).
+                Step::Frame(None) if self.body.is_end_stream() => return self.queue.end(End::Complete),
+                Step::Frame(Some(Err(_)) | None) => return self.lost(),
+                Step::Silence => {
+                    if self.queue.is_empty() {
+                        self.queue.push(Bytes::from_static(COMMENT));
+                    }
+                    heard = Instant::now();
+                }
+                Step::Gone => return,
+            }
+        }
+    }
+
+    async fn step(&mut self, heard: Instant) -> Step<B::Error> {
+        let quiet = match &self.events {
+            Some(events) if events.between_events() => self.timing.keep_alive,
+            _ => NEVER,
+        };
+        tokio::select! {
+            biased;
+            () = self.queue.gone() => Step::Gone,
+            frame = self.body.frame() => Step::Frame(frame),
+            () = sleep_until(heard + quiet) => Step::Silence,
+        }
+    }
+
+    fn pass(&mut self, bytes: Bytes) {
+        if let Some(events) = &mut self.events {
+            events.push(&bytes);
+        }
+        self.queue.push(bytes);
+    }
+
+    fn lost(self) {
+        match self.events.as_ref().and_then(|events| events.last_words(&self.asked)) {
+            Some(words) => {
+                self.queue.push(words);
+                self.queue.end(End::Complete);
+            }
+            None => self.queue.end(End::Cut),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        body::Upload,
+        relay::queue::{Reader, queue},
+    };
+    use http::Method;
+    use http_body_util::{Channel, Full, channel::Sender};
+    use std::convert::Infallible;
+    use test_case::test_case;
+
+    const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+    type Tunnel = Sender<Bytes, &'static str>;
+
+    async fn asked(method: Method, body: &'static str) -> Asked {
+        let mut upload: Upload<Full<Bytes>> = Upload::new(Full::new(Bytes::from_static(body.as_bytes())));
+        let noted = upload.noted();
+        upload.read_ahead().await.unwrap_or_else(|never: Infallible| match never {});
+        Asked { method, server: "notion".parse().unwrap(), noted }
+    }
+
+    fn start(asked: Asked, events: bool) -> (Tunnel, Reader, impl Future<Output = ()>) {
+        let (tunnel, body) = Channel::new(8);
+        let (queue, reader) = queue();
+        let events = events.then(EventStream::default);
+        (tunnel, reader, Pump { body, queue, asked, events, timing: Timing::default() }.run())
+    }
+
+    /// Everything that the agent gets, and whether the end is a proper one.
+    async fn read(mut reader: Reader) -> (String, bool) {
+        let mut seen = Vec::new();
+        loop {
+            match reader.frame().await {
+                Some(Ok(frame)) => seen.extend_from_slice(&frame.into_data().unwrap()),
+                Some(Err(_)) => return (String::from_utf8(seen).unwrap(), false),
+                None => return (String::from_utf8(seen).unwrap(), true),
+            }
+        }
+    }
+
+    async fn pause(times: u32) {
+        tokio::time::sleep(KEEP_ALIVE * times + KEEP_ALIVE / 2).await;
+    }
+
+    #[test_case(true, "data: a\n\n", ":\n\n:\n\ndata: a\n\n:\n\n"; "an event stream, between events")]
+    #[test_case(true, "data: a\n", ":\n\n:\n\ndata: a\n"; "not inside an event")]
+    #[test_case(false, "data: a\n\n", "data: a\n\n"; "not in any other body")]
+    #[tokio::test(start_paused = true)]
+    async fn comments(events: bool, chunk: &'static str, expected: &str) {
+        let (mut tunnel, reader, pump) = start(asked(Method::GET, "").await, events);
+        let feed = async {
+            pause(2).await;
+            tunnel.send_data(Bytes::from_static(chunk.as_bytes())).await.unwrap();
+            pause(1).await;
+            drop(tunnel);
+        };
+        let ((), (), (seen, _)) = tokio::join!(pump, feed, read(reader));
+        assert_eq!(seen, expected);
+    }
+
+    const CALL: &str = r#"{"jsonrpc":"2.0","id":"a-7","method":"tools/call"}"#;
+    const LISTEN: &str = r#"{"jsonrpc":"2.0","id":"listen:0","method":"subscriptions/listen"}"#;
+
+    #[test_case(Method::POST, CALL, true, "data: a\n\n" => Some("data: a\n\n".into()); "between events")]
+    #[test_case(Method::POST, CALL, true, "data: a\n\ndata: b" => Some("data: a\n\ndata: b\n\n".into()); "inside an event")]
+    #[test_case(Method::POST, CALL, true, "" => Some(String::new()); "before the first")]
+    #[test_case(Method::POST, CALL, true, "id: 1\ndata: a\n\n" => None; "resumable")]
+    #[test_case(Method::POST, CALL, false, "{\"jsonrpc\"" => None; "json")]
+    #[test_case(Method::POST, LISTEN, true, "data: a\n\n" => None; "listen")]
+    #[test_case(Method::POST, "[]", true, "data: a\n\n" => None; "no id")]
+    #[test_case(Method::GET, "", true, "data: a\n\n" => None; "get")]
+    #[tokio::test(start_paused = true)]
+    async fn losses(method: Method, request: &'static str, events: bool, sent: &'static str) -> Option<String> {
+        let (mut tunnel, reader, pump) = start(asked(method, request).await, events);
+        let feed = async {
+            if !sent.is_empty() {
+                tunnel.send_data(Bytes::from_static(sent.as_bytes())).await.unwrap();
+            }
+            tunnel.abort("lost");
+        };
+        let ((), (), (seen, proper)) = tokio::join!(pump, feed, read(reader));
+        let Some((before, last)) = seen.split_once("event: message\ndata: ") else {
+            assert!(!proper, "a lost stream never just ends: {seen:?}");
+            assert_eq!(seen, sent, "what came before the loss is not withheld");
+            return None;
+        };
+        assert!(proper && last.ends_with("\n\n"));
+        let error: serde_json::Value = serde_json::from_str(last.trim_end()).unwrap();
+        assert_eq!(error["id"], "a-7");
+        assert_eq!(error["error"]["data"]["kind"], "tunnel_lost");
+        Some(before.to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_never_reads_is_given_up() {
+        let (mut tunnel, reader, pump) = start(asked(Method::GET, "").await, true);
+        let feed = async {
+            let event = Bytes::from_static(b"data: 12345\n\n");
+            while tunnel.send_data(event.clone()).await.is_ok() {}
+        };
+        tokio::join!(pump, feed);
+        assert_eq!(read(reader).await, (String::new(), false));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_goes_away_ends_the_stream() {
+        let (mut tunnel, reader, pump) = start(asked(Method::GET, "").await, true);
+        drop(reader);
+        pump.await;
+        assert!(tunnel.send_data(Bytes::from_static(b"x")).await.is_err());
+    }
+}

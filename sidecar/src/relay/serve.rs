@@ -1,0 +1,136 @@
+//! One connection of an agent: HTTP/1.1 or h2c, told apart by the first bytes.
+//!
+//! ```text
+//! accepted ──► first bytes ──"PRI * HTTP/2.0"──► HTTP/2
+//!                   └───────── else ──────────► HTTP/1.1 ──CONNECT to ourselves──► HTTP/1.1 inside
+//! ```
+
+use std::{convert::Infallible, io, pin::pin, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use moat_shared::{limits, rt::drain::Drain};
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+
+use super::{Context, answer::Answer, respond::respond, rewind::Rewind};
+use crate::log;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// hyper's own bound on a head lies above ours, so that what is a little too large gets an answer in JSON-RPC.
+const HEAD: usize = 2 * limits::HEADER_LIST as usize;
+/// Streams of one h2c connection.
+const STREAMS: u32 = 1024;
+
+/// Serves one connection until its end.
+pub(crate) async fn serve(context: Arc<Context>, stream: TcpStream, drain: Drain) {
+    if stream.set_nodelay(true).is_err() {
+        return; // The agent has gone already.
+    }
+    match timeout(context.timing.request_head, first_bytes(stream)).await {
+        Ok(Ok((true, stream))) => serve_http2(context, stream, drain).await,
+        Ok(Ok((false, stream))) => serve_http1(context, stream, drain, true).await,
+        // Gone, or too slow: there is nobody to answer.
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+/// Reads until it is clear which protocol this is.
+async fn first_bytes(mut stream: TcpStream) -> io::Result<(bool, Rewind)> {
+    let mut first = BytesMut::with_capacity(8 * 1024);
+    loop {
+        if stream.read_buf(&mut first).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let length = first.len().min(PREFACE.len());
+        let http2 = first[..length] == PREFACE[..length];
+        if !http2 || length == PREFACE.len() {
+            return Ok((http2, Rewind::new(first.freeze(), stream)));
+        }
+    }
+}
+
+async fn serve_http1(context: Arc<Context>, stream: Rewind, mut drain: Drain, outer: bool) {
+    let service = {
+        let (context, drain) = (Arc::clone(&context), drain.clone());
+        service_fn(move |request| {
+            let (context, drain) = (Arc::clone(&context), drain.clone());
+            async move { Ok::<_, Infallible>(http1_answer(context, request, drain, outer).await) }
+        })
+    };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(context.timing.request_head)
+        .max_buf_size(HEAD)
+        .max_headers(2 * limits::HEADER_COUNT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    // An error ends this connection alone, and its agent knows.
+    let _ended = tokio::select! {
+        ended = connection.as_mut() => ended.is_ok(),
+        () = drain.signalled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await.is_ok()
+        }
+    };
+}
+
+async fn http1_answer(
+    context: Arc<Context>,
+    mut request: Request<Incoming>,
+    drain: Drain,
+    outer: bool,
+) -> Response<Answer> {
+    if !(outer && request.method() == http::Method::CONNECT) {
+        return respond(&context, request).await;
+    }
+    if let Err(foreign) = context.guard.check(request.uri(), request.headers()) {
+        return super::respond::foreign(foreign);
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let inner = {
+        let context = Arc::clone(&context);
+        async move {
+            let upgraded = match upgrade.await {
+                Ok(upgraded) => upgraded,
+                Err(error) => return log!("a CONNECT to the relay itself failed: {error}"),
+            };
+            if let Ok(parts) = upgraded.downcast::<TokioIo<Rewind>>() {
+                let stream = parts.io.into_inner().before(Bytes::from(parts.read_buf));
+                Box::pin(serve_http1(context, stream, drain, false)).await;
+            }
+        }
+    };
+    context.tasks.execute(inner);
+    Response::new(Answer::empty())
+}
+
+async fn serve_http2(context: Arc<Context>, stream: Rewind, mut drain: Drain) {
+    let service = {
+        let context = Arc::clone(&context);
+        service_fn(move |request| {
+            let context = Arc::clone(&context);
+            async move { Ok::<_, Infallible>(respond(&context, request).await) }
+        })
+    };
+    let connection = http2::Builder::new(context.tasks.clone())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(limits::HEADER_LIST)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let _ended = tokio::select! {
+        ended = connection.as_mut() => ended.is_ok(),
+        () = drain.signalled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await.is_ok()
+        }
+    };
+}

@@ -1,0 +1,197 @@
+//! From a stream of bytes to a tunnel that stands: TLS, HTTP/2, hello (T10).
+
+use std::{error::Error, io, sync::Arc};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Either, Full, Limited};
+use hyper::client::conn::http2::{Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use moat_shared::{
+    hello::{self, Hello},
+    hint::Hint,
+    rt::{self, exec::Owned},
+    tls, wire,
+    wire::ErrorKind,
+};
+use rustls::ClientConfig;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{
+    link::Refusal,
+    transport::{Carrier, DialError, Transport},
+};
+use crate::body::Outgoing;
+
+/// Larger answers to a hello are none.
+const ANSWER: usize = 64 * 1024;
+
+/// What drives the HTTP/2 connection; it has to be polled for anything to move.
+pub(crate) type Driver = Connection<TokioIo<TlsStream<Box<dyn Carrier>>>, Outgoing, Owned>;
+
+/// A tunnel after its hello.
+pub(crate) struct Greeted {
+    pub(crate) sender: SendRequest<Outgoing>,
+    pub(crate) driver: Driver,
+    pub(crate) bridge: Hello,
+    pub(crate) protocol: u32,
+}
+
+/// Why an attempt gave no tunnel.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GreetError {
+    /// Nobody there; may mend itself.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// Broke on the way; may mend itself.
+    #[error("the connection to the bridge broke during the handshake")]
+    Broken(#[source] Box<dyn Error + Send + Sync>),
+    /// One side wants nothing to do with the other.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+}
+
+impl Hint for GreetError {
+    fn hint(&self) -> Option<std::borrow::Cow<'_, str>> {
+        match self {
+            Self::Dial(error) => error.hint(),
+            Self::Broken(_) | Self::Refused(_) => None,
+        }
+    }
+}
+
+/// Opens a tunnel. The caller sets the deadline.
+pub(crate) async fn greet(
+    transport: &Transport,
+    tls: &Arc<ClientConfig>,
+    tasks: &Owned,
+) -> Result<Greeted, GreetError> {
+    let carrier = transport.open().await?;
+    let stream = TlsConnector::from(Arc::clone(tls))
+        .connect(tls::bridge_name(), carrier)
+        .await
+        .map_err(|error| sort(transport, Box::new(error)))?;
+    let (mut sender, mut driver): (SendRequest<Outgoing>, Driver) = rt::h2::sidecar(tasks.clone())
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| sort(transport, Box::new(error)))?;
+    let answer = tokio::select! {
+        answer = say_hello(&mut sender) => answer.map_err(|error| sort(transport, error))?,
+        ended = &mut driver => {
+            let error: Box<dyn Error + Send + Sync> = match ended {
+                Ok(()) => "the bridge closed it".into(),
+                Err(error) => Box::new(error),
+            };
+            return Err(sort(transport, error));
+        }
+    };
+    let (bridge, protocol) = judge(answer.0, &answer.1).map_err(GreetError::Refused)?;
+    Ok(Greeted { sender, driver, bridge, protocol })
+}
+
+async fn say_hello(
+    sender: &mut SendRequest<Outgoing>,
+) -> Result<(StatusCode, Bytes), Box<dyn Error + Send + Sync>> {
+    let hello = serde_json::to_vec(&Hello::ours())?;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(
+            Uri::builder()
+                .scheme("http")
+                .authority(wire::BRIDGE_DNS_NAME)
+                .path_and_query(wire::HELLO_PATH)
+                .build()?,
+        )
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Either::Right(Full::new(Bytes::from(hello))))?;
+    let (head, body) = sender.send_request(request).await?.into_parts();
+    let body = Limited::new(body, ANSWER).collect().await?.to_bytes();
+    Ok((head.status, body))
+}
+
+/// What the bridge's answer means.
+fn judge(status: StatusCode, body: &[u8]) -> Result<(Hello, u32), Refusal> {
+    if status == StatusCode::OK
+        && let Ok(bridge) = serde_json::from_slice::<Hello>(body)
+    {
+        return match hello::negotiate(&Hello::ours(), &bridge) {
+            Ok(protocol) => Ok((bridge, protocol)),
+            Err(error) => {
+                Err(Refusal { kind: ErrorKind::VersionMismatch, message: format!("moat: {error}") })
+            }
+        };
+    }
+    Err(serde_json::from_slice::<Answered>(body).map_or_else(
+        |_| Refusal {
+            kind: ErrorKind::VersionMismatch,
+            message: format!(
+                "moat: the bridge answered the hello of this sidecar ({}) with HTTP status {} and nothing that this \
+                 sidecar understands: rebuild the image or let moat put its own sidecar in",
+                hello::BUILD,
+                status.as_u16()
+            ),
+        },
+        |answered| Refusal { kind: answered.error.data.kind, message: answered.error.message },
+    ))
+}
+
+/// The bridge's own error, as far as it matters here.
+#[derive(serde::Deserialize)]
+struct Answered {
+    error: AnsweredError,
+}
+#[derive(serde::Deserialize)]
+struct AnsweredError {
+    message: String,
+    data: AnsweredData,
+}
+#[derive(serde::Deserialize)]
+struct AnsweredData {
+    kind: ErrorKind,
+}
+
+/// Tells a refused certificate, which no further attempt mends, from a broken connection.
+fn sort(transport: &Transport, error: Box<dyn Error + Send + Sync>) -> GreetError {
+    let refused =
+        |message| GreetError::Refused(Refusal { kind: ErrorKind::TunnelDown, message });
+    match tls_error(error.as_ref()) {
+        Some(rustls::Error::AlertReceived(alert)) => refused(format!(
+            "moat: the bridge at {transport} refused this run's certificate ({alert:?}): the run may have ended, or \
+             belong to another installation of moat; start a new run"
+        )),
+        Some(error @ rustls::Error::InvalidCertificate(_)) => refused(format!(
+            "moat: what answers at {transport} is not the bridge that started this run ({error}): start a new run"
+        )),
+        _ => GreetError::Broken(error),
+    }
+}
+
+/// TLS errors travel inside I/O errors, and those inside h2's.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>().or_else(|| error.downcast_ref::<h2::Error>()?.get_io());
+        if let Some(found) = io.and_then(|io| io.get_ref()?.downcast_ref()) {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case(200, r#"{"protocol":1,"oldest":1,"build":"9"}"# => None; "welcome")]
+    #[test_case(200, r#"{"protocol":9,"oldest":8,"build":"9"}"# => Some(ErrorKind::VersionMismatch); "found out here")]
+    #[test_case(503, r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32603,"message":"moat: old","data":{"source":"moat","kind":"version_mismatch"}}}"# => Some(ErrorKind::VersionMismatch); "found out there")]
+    #[test_case(503, r#"{"error":{"message":"moat: gone","data":{"kind":"run_ended"}}}"# => Some(ErrorKind::RunEnded); "no such run")]
+    #[test_case(404, "<html>" => Some(ErrorKind::VersionMismatch); "something else")]
+    fn answers(status: u16, body: &str) -> Option<ErrorKind> {
+        let refusal = judge(StatusCode::from_u16(status).unwrap(), body.as_bytes()).err()?;
+        assert!(refusal.message.starts_with("moat: "), "{}", refusal.message);
+        Some(refusal.kind)
+    }
+}

@@ -1,0 +1,167 @@
+//! The uplink: one HTTP/2 connection to the bridge, kept open.
+//!
+//! ```text
+//! Connecting ──► Greeting ──► Open ──► Draining ──► (gone)
+//!      ▲             │          │
+//!      └── backoff ◄─┴──────────┘
+//! ```
+//!
+//! It does not know MCP. A request becomes a stream; who may send what is decided on the other side. One task
+//! ([`Uplink::run`]) owns the connection and says what state it is in; requests hold a [`Tunnel`].
+
+mod backoff;
+mod greet;
+pub(crate) mod link;
+mod transport;
+
+use std::{sync::Arc, time::Duration};
+
+use moat_shared::{
+    hint::Hint,
+    limits,
+    plan::{self, Identity},
+    rt::{drain::Drain, exec::Owned},
+    tls::{self, TlsError},
+};
+use rustls::ClientConfig;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use self::{
+    backoff::Backoff,
+    greet::{Driver, GreetError, Greeted, greet},
+    link::{Link, Opened},
+    transport::Transport,
+};
+pub use self::{
+    link::{FirstOutcome, Tunnel},
+    transport::TransportError,
+};
+use crate::{log, mode::chain};
+
+/// The tunnel cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Endpoint.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+}
+
+/// The task that owns the connection.
+#[derive(Debug)]
+pub struct Uplink {
+    transport: Transport,
+    tls: Arc<ClientConfig>,
+    link: watch::Sender<Link>,
+    /// Of all connections that this uplink ever had: streams of one that says goodbye finish in peace.
+    tasks: Owned,
+    generation: u64,
+}
+
+impl Uplink {
+    /// Everything that can be wrong with endpoint and key is found here.
+    ///
+    /// # Errors
+    /// When the endpoint is not supported or the identity not usable.
+    pub fn new(tunnel: &plan::Tunnel, identity: &Identity) -> Result<(Self, Tunnel), SetupError> {
+        let transport = Transport::new(tunnel)?;
+        let tls = Arc::new(tls::sidecar_config(identity)?);
+        let (link, seen) = watch::channel(Link::Down("it was not tried yet".into()));
+        let uplink = Self { transport, tls, link, tasks: Owned::default(), generation: 0 };
+        Ok((uplink, Tunnel::new(seen)))
+    }
+
+    /// Keeps the tunnel open until the drain, then says goodbye.
+    pub async fn run(mut self, mut drain: Drain) {
+        let mut backoff = Backoff::default();
+        loop {
+            let greeted = tokio::select! {
+                biased;
+                () = drain.signalled() => break,
+                greeted = self.connect() => greeted,
+            };
+            let mut stood = Duration::ZERO;
+            if let Some(mut driver) = greeted {
+                let since = Instant::now();
+                let ended = tokio::select! {
+                    biased;
+                    () = drain.signalled() => return self.say_goodbye(driver).await,
+                    ended = &mut driver => ended,
+                };
+                stood = since.elapsed();
+                let why = ended.map_or_else(|error| chain(&error), |()| "the bridge closed it".to_owned());
+                log!("the tunnel is down: {why}");
+                self.link.send_replace(Link::Down(why.into()));
+            }
+            tokio::select! {
+                biased;
+                () = drain.signalled() => break,
+                () = sleep(backoff.pause(stood)) => {}
+            }
+        }
+        self.link.send_replace(Link::Draining);
+    }
+
+    /// One attempt, under one deadline. Publishes what came of it.
+    async fn connect(&mut self) -> Option<Driver> {
+        let attempt = greet(&self.transport, &self.tls, &self.tasks);
+        match timeout(limits::HANDSHAKE, attempt).await {
+            Ok(Ok(greeted)) => Some(self.opened(greeted)),
+            Ok(Err(GreetError::Refused(refusal))) => {
+                self.say(Link::Refused(Arc::new(refusal)));
+                None
+            }
+            Ok(Err(error)) => {
+                let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                self.say(Link::Down(format!("{}{hint}", chain(&error)).into()));
+                None
+            }
+            Err(_elapsed) => {
+                let seconds = limits::HANDSHAKE.as_secs();
+                self.say(Link::Down(format!("the bridge did not answer within {seconds} s").into()));
+                None
+            }
+        }
+    }
+
+    fn opened(&mut self, greeted: Greeted) -> Driver {
+        let Greeted { sender, driver, bridge, protocol } = greeted;
+        self.generation += 1;
+        log!("the tunnel is open: {}, bridge {}, protocol {protocol}", self.transport, bridge.build);
+        let (generation, bridge) = (self.generation, Arc::new(bridge));
+        self.link.send_replace(Link::Open(Opened { generation, sender, bridge, protocol }));
+        driver
+    }
+
+    /// Publishes a failure; logs it when it is not the one before, so that an outage is one line and not thousands.
+    fn say(&self, link: Link) {
+        let text = |link: &Link| match link {
+            Link::Down(why) => format!("the tunnel is down: {why}"),
+            Link::Refused(refusal) => refusal.message.clone(),
+            Link::Open(_) | Link::Draining => String::new(),
+        };
+        let now = text(&link);
+        if text(&self.link.send_replace(link)) != now {
+            log!("{now}");
+        }
+    }
+
+    /// GOAWAY, and the end of the stream of bytes, once nothing is in flight any more.
+    async fn say_goodbye(self, driver: Driver) {
+        self.link.send_replace(Link::Draining);
+        let finished = async {
+            // With the last sender gone the connection closes itself.
+            let _how = driver.await.is_ok();
+            self.tasks.finished().await;
+        };
+        if timeout(limits::DRAIN, finished).await.is_err() {
+            log!("the tunnel was cut with requests in flight");
+        }
+        self.tasks.abort_all();
+    }
+}
