@@ -129,7 +129,8 @@ async fn serve(prepared: Prepared) -> Result<(), StartError> {
             log!("stopped with requests still in flight");
         }
     };
-    let work = async { tokio::join!(relay.run(relay_drain), uplink.run(uplink_drain), announce(tunnel, ready)) };
+    let work =
+        async { tokio::join!(relay.run(relay_drain), uplink.run(uplink_drain), announce(tunnel, ready)) };
     tokio::select! {
         () = stop => {}
         _ = work => {}

@@ -35,9 +35,8 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) {
     for name in REQUEST_ONLY {
         headers.remove(name);
     }
-    let private = |name: &&HeaderName| {
-        name.as_str().starts_with("proxy-") || name.as_str().starts_with("x-forwarded-")
-    };
+    let private =
+        |name: &&HeaderName| name.as_str().starts_with("proxy-") || name.as_str().starts_with("x-forwarded-");
     let named: Vec<HeaderName> = headers.keys().filter(private).cloned().collect();
     for name in named {
         headers.remove(name);
@@ -78,9 +77,9 @@ pub(crate) fn is_writable_stream<B>(response: &Response<B>) -> bool {
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let essence = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    essence.and_then(|value| value.split(';').next()).is_some_and(|kind| {
-        kind.trim().eq_ignore_ascii_case("text/event-stream")
-    })
+    essence
+        .and_then(|value| value.split(';').next())
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
 /// The size of a head as HTTP/2 counts it, over the bound of the tunnel?

@@ -5,12 +5,7 @@
 
 use bytes::Bytes;
 use http::Method;
-use moat_shared::{
-    id::ServerName,
-    rpc::OwnError,
-    sse::Boundaries,
-    wire::ErrorKind,
-};
+use moat_shared::{id::ServerName, rpc::OwnError, sse::Boundaries, wire::ErrorKind};
 
 use super::events::EventIds;
 use crate::body::Noted;

@@ -186,7 +186,12 @@ mod tests {
     #[test_case(Method::POST, "[]", true, "data: a\n\n" => None; "no id")]
     #[test_case(Method::GET, "", true, "data: a\n\n" => None; "get")]
     #[tokio::test(start_paused = true)]
-    async fn losses(method: Method, request: &'static str, events: bool, sent: &'static str) -> Option<String> {
+    async fn losses(
+        method: Method,
+        request: &'static str,
+        events: bool,
+        sent: &'static str,
+    ) -> Option<String> {
         let (mut tunnel, reader, pump) = start(asked(method, request).await, events);
         let feed = async {
             if !sent.is_empty() {

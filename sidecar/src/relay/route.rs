@@ -50,7 +50,8 @@ fn is_plain(rest: &str) -> bool {
         if segment.is_empty() && !last {
             return false;
         }
-        if matches!(segment, "." | "..") || !segment.bytes().all(is_path_byte) || !is_plainly_encoded(segment) {
+        if matches!(segment, "." | "..") || !segment.bytes().all(is_path_byte) || !is_plainly_encoded(segment)
+        {
             return false;
         }
     }

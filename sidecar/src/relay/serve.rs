@@ -5,9 +5,14 @@
 //!                   └───────── else ──────────► HTTP/1.1 ──CONNECT to ourselves──► HTTP/1.1 inside
 //! ```
 
-use std::{convert::Infallible, io, pin::pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -103,13 +108,18 @@ async fn http1_answer(
                 Err(error) => return log!("a CONNECT to the relay itself failed: {error}"),
             };
             if let Ok(parts) = upgraded.downcast::<TokioIo<Rewind>>() {
-                let stream = parts.io.into_inner().before(Bytes::from(parts.read_buf));
-                Box::pin(serve_http1(context, stream, drain, false)).await;
+                let stream = parts.io.into_inner().before(parts.read_buf);
+                inside(context, stream, drain).await;
             }
         }
     };
     context.tasks.execute(inner);
     Response::new(Answer::empty())
+}
+
+/// HTTP inside a CONNECT. Boxed, because a connection that holds one of its own kind has no size.
+fn inside(context: Arc<Context>, stream: Rewind, drain: Drain) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(serve_http1(context, stream, drain, false))
 }
 
 async fn serve_http2(context: Arc<Context>, stream: Rewind, mut drain: Drain) {

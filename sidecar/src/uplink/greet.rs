@@ -152,8 +152,7 @@ struct AnsweredData {
 
 /// Tells a refused certificate, which no further attempt mends, from a broken connection.
 fn sort(transport: &Transport, error: Box<dyn Error + Send + Sync>) -> GreetError {
-    let refused =
-        |message| GreetError::Refused(Refusal { kind: ErrorKind::TunnelDown, message });
+    let refused = |message| GreetError::Refused(Refusal { kind: ErrorKind::TunnelDown, message });
     match tls_error(error.as_ref()) {
         Some(rustls::Error::AlertReceived(alert)) => refused(format!(
             "moat: the bridge at {transport} refused this run's certificate ({alert:?}): the run may have ended, or \
