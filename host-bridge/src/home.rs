@@ -1,12 +1,10 @@
 //! Where everything lies below `~/.moat`, or `$MOAT_HOME`. The one place that knows these paths.
 
 use std::{
-    fmt, fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt as _, PermissionsExt},
+    fmt, fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use moat_shared::id::RunId;
@@ -114,34 +112,6 @@ pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file as 0600 so that a reader, also after a crash, sees either the old content or the new: temporary file
-/// in the same directory, fsync, rename, fsync of the directory.
-pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    static SERIAL: AtomicU64 = AtomicU64::new(0);
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let temporary = directory.join(format!(".{}.{}-{serial}", name.to_string_lossy(), std::process::id()));
-    let replace = || {
-        // A leftover of a process that died with the same pid is in nobody's use.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    if let Err(error) = replace() {
-        // The reason is what counts; the temporary file may not even exist.
-        let _gone = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    fs::File::open(directory)?.sync_all()
-}
-
 /// A named set of credentials: `[A-Za-z0-9][A-Za-z0-9_-]*`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -187,31 +157,5 @@ impl From<Profile> for String {
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_private_file_is_0600_and_leaves_nothing_beside_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.json");
-        fs::write(&path, "old").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        write_private(&path, b"new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_failed_write_keeps_the_old_file_and_cleans_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        fs::create_dir(&path).unwrap();
-        assert!(write_private(&path, b"new").is_err(), "a file cannot replace a directory");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

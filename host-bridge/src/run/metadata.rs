@@ -17,7 +17,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     control::api::Process,
-    home::{Home, private_dir, write_private},
+    disk,
+    home::{Home, private_dir},
 };
 
 /// A run's metadata, field by field as in the file. Files of the Go implementation are read as well: they have no
@@ -268,7 +269,7 @@ impl Record {
         let failed = |source| MetadataError::Write { run: self.id.clone(), source };
         let mut text = serde_json::to_vec_pretty(&self.metadata).map_err(|e| failed(e.into()))?;
         text.push(b'\n');
-        write_private(&home.metadata(&self.id), &text).map_err(failed)
+        disk::replace(&home.metadata(&self.id), &text).map_err(failed)
     }
 }
 
