@@ -1,8 +1,14 @@
 //! Holds the tables of docs/ against the code, so that neither can change alone.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use moat_shared::wire::ErrorKind;
+
+use crate::config::catalog::CATALOG;
 
 fn document(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
@@ -24,18 +30,20 @@ fn table(document: &str, what: &str) -> Vec<Vec<String>> {
     rows
 }
 
+/// The variants of an enum: serde names them all when it does not know one, the only list that cannot be incomplete.
+fn variants(message: &str) -> impl Iterator<Item = &str> {
+    assert!(message.starts_with("unknown variant `?`, expected one of"), "{message}");
+    message.split('`').skip(3).step_by(2)
+}
+
 #[test]
 fn the_error_kinds_are_those_of_the_wire() {
     let documented: BTreeMap<String, u16> = table(&document("PROTOCOL.md"), "shared::wire::ErrorKind")
         .into_iter()
         .map(|row| (row[0].clone(), row[1].parse().unwrap()))
         .collect();
-    // Serde names every variant when it does not know one: the only list that cannot be incomplete.
     let message = serde_json::from_str::<ErrorKind>("\"?\"").unwrap_err().to_string();
-    let kinds: BTreeMap<String, u16> = message
-        .split('`')
-        .skip(3)
-        .step_by(2)
+    let kinds: BTreeMap<String, u16> = variants(&message)
         .map(|name| {
             let kind: ErrorKind = serde_json::from_str(&format!("{name:?}")).unwrap();
             (name.to_owned(), kind.status())
@@ -50,5 +58,116 @@ fn the_rules_are_complete() {
     let text = document("PROTOCOL.md");
     for rule in (1..=24).map(|n| format!("| R{n} |")).chain((1..=10).map(|n| format!("| T{n} |"))) {
         assert_eq!(text.matches(&rule).count(), 1, "{rule}");
+    }
+}
+
+#[test]
+fn the_catalog_is_that_of_the_code() {
+    let documented = table(&document("reference.md"), "config::catalog");
+    let known: Vec<Vec<String>> = CATALOG
+        .iter()
+        .map(|known| [known.name, known.url, known.grant, known.header].map(str::to_owned).to_vec())
+        .collect();
+    assert_eq!(documented, known);
+}
+
+#[test]
+fn the_exit_codes_are_those_of_the_code() {
+    let documented: Vec<u8> =
+        table(&document("reference.md"), "shared::exit").iter().map(|row| row[0].parse().unwrap()).collect();
+    let source = include_str!("../../shared/src/exit.rs");
+    let codes: Vec<u8> = source
+        .lines()
+        .filter(|line| line.starts_with("pub const ") && line.contains(": u8 = "))
+        .filter_map(|line| line.rsplit(' ').next()?.trim_end_matches(';').parse().ok())
+        .collect();
+    assert!(codes.len() > 5, "{codes:?}");
+    assert_eq!(documented, codes);
+}
+
+#[test]
+fn the_audit_events_are_those_of_the_code() {
+    let documented: BTreeSet<String> = table(&document("reference.md"), "record::AuditEvent")
+        .into_iter()
+        .map(|mut row| row.swap_remove(0))
+        .collect();
+    let message =
+        serde_json::from_str::<crate::record::AuditEvent>(r#"{"type":"?"}"#).unwrap_err().to_string();
+    assert_eq!(documented, variants(&message).map(str::to_owned).collect());
+}
+
+#[test]
+fn the_reasons_of_the_trace_are_those_of_the_code() {
+    let text = document("reference.md");
+    let message = serde_json::from_str::<crate::record::Failure>("\"?\"").unwrap_err().to_string();
+    for reason in variants(&message) {
+        assert!(text.contains(&format!("`{reason}`")), "{reason}");
+    }
+}
+
+#[test]
+fn every_environment_name_is_documented() {
+    let documented: BTreeSet<String> = table(&document("reference.md"), "the sources")
+        .into_iter()
+        .map(|mut row| row.swap_remove(0))
+        .collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut used = BTreeSet::new();
+    for part in ["host-bridge/src", "init/src", "sidecar/src", "shared/src"] {
+        names_in(&root.join(part), &mut used);
+    }
+    // Those of the build, which no user sees.
+    used.retain(|name| {
+        !matches!(name.as_str(), "MOAT_BUILT" | "MOAT_COMMIT" | "MOAT_SIDECAR" | "MOAT_SIDECAR_FILE")
+    });
+    assert!(used.contains("MOAT_HOME"));
+    let missing: Vec<&String> = used.difference(&documented).collect();
+    assert!(missing.is_empty(), "not in reference.md: {missing:?}");
+}
+
+/// The string literals of the sources that are names of ours.
+fn names_in(directory: &Path, names: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            names_in(&path, names);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("docs.rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let literals = text.split('"').filter(|word| {
+                word.strip_prefix("MOAT_").is_some_and(|rest| {
+                    !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+                })
+            });
+            names.extend(literals.map(str::to_owned));
+        }
+    }
+}
+
+#[test]
+fn every_command_and_flag_is_in_the_reference() {
+    let text = document("reference.md");
+    for verb in crate::cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        let heading = format!("### moat {}\n", verb.get_name());
+        let (_, section) = text.split_once(&heading).unwrap_or_else(|| panic!("no section {heading:?}"));
+        let section =
+            section.split("\n## ").next().and_then(|s| s.split("\n### ").next()).unwrap_or_default();
+        flags_are_in(verb, section);
+    }
+}
+
+fn flags_are_in(verb: &clap::Command, section: &str) {
+    for flag in verb.get_arguments().filter(|flag| !flag.is_global_set() && !flag.is_hide_set()) {
+        if let Some(long) = flag.get_long().filter(|long| *long != "help") {
+            assert!(section.contains(&format!("--{long}")), "moat {}: --{long} is missing", verb.get_name());
+        }
+    }
+    for inner in verb.get_subcommands().filter(|inner| !inner.is_hide_set() && inner.get_name() != "help") {
+        assert!(
+            section.contains(inner.get_name()),
+            "moat {} {} is missing",
+            verb.get_name(),
+            inner.get_name()
+        );
+        flags_are_in(inner, section);
     }
 }

@@ -1,0 +1,69 @@
+//! May this user make the namespaces that the process runtime needs?
+
+use std::{fs, path::Path};
+
+use super::{Report, Section};
+
+const HERE: Section = Section::Runtime;
+
+/// Settings that take user namespaces from ordinary users: file below /proc/sys, the value that does, its remedy.
+const SWITCHES: [(&str, &str, &str); 3] = [
+    ("user/max_user_namespaces", "0", "sudo sysctl user.max_user_namespaces=15000"),
+    ("kernel/unprivileged_userns_clone", "0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0\n  or give moat an AppArmor profile with 'userns,'",
+    ),
+];
+
+pub(super) fn look(sysctls: &Path, is_root: bool, report: &mut Report) {
+    if !cfg!(target_os = "linux") {
+        report.problem(HERE, "process: needs Linux; other runtimes are not supported yet");
+        return;
+    }
+    if is_root {
+        report.ok(HERE, "process: this is root, which may make namespaces");
+        return;
+    }
+    let off = SWITCHES.iter().find(|(file, value, _)| {
+        // A switch that this kernel does not have is not thrown.
+        fs::read_to_string(sysctls.join(file)).is_ok_and(|text| text.trim() == *value)
+    });
+    match off {
+        Some((file, value, remedy)) => drop(
+            report
+                .problem(
+                    HERE,
+                    format!(
+                        "process: user namespaces are not allowed here ({} = {value})",
+                        file.replace('/', ".")
+                    ),
+                )
+                .remedy(format!("To fix:\n  {remedy}")),
+        ),
+        None => drop(report.ok(HERE, "process: user namespaces are allowed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case("kernel/unprivileged_userns_clone", "0\n", false => true; "switched off")]
+    #[test_case("kernel/unprivileged_userns_clone", "1\n", false => false; "switched on")]
+    #[test_case("kernel/apparmor_restrict_unprivileged_userns", "1\n", false => true; "AppArmor")]
+    #[test_case("user/max_user_namespaces", "0\n", true => false; "root")]
+    #[test_case("user/max_user_namespaces", "63000\n", false => false; "many")]
+    fn broken(file: &str, value: &str, is_root: bool) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, value).unwrap();
+        let mut report = Report::default();
+        look(dir.path(), is_root, &mut report);
+        assert_eq!(report.0.len(), 1);
+        report.is_broken()
+    }
+}
