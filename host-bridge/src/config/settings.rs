@@ -1,0 +1,93 @@
+//! `~/.moat/config.yaml`: the user's own settings, for every run.
+
+use crate::{env::Environment, home::Home};
+
+use super::{Mount, Problems, Warning, fields::Fields, mount, problem::Report, read, yaml, yaml::Value};
+
+const RETENTION_DAYS: u32 = 14;
+
+/// A checked config.yaml, or the defaults where there is none.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// How long debug logs are kept.
+    pub(crate) debug_retention_days: u32,
+    /// Always read-only, with absolute sources.
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) warnings: Vec<Warning>,
+}
+
+impl Settings {
+    /// Reads the user's settings.
+    pub(crate) fn load(home: &Home, env: &Environment) -> Result<Self, Problems> {
+        let text = read(&home.config_file(), "config.yaml")?.unwrap_or_default();
+        Self::parse(&text, env)
+    }
+
+    fn parse(text: &str, env: &Environment) -> Result<Self, Problems> {
+        let mut report = Report::new("config.yaml");
+        let root = yaml::parse(text)
+            .map_err(|source| Problems::Parsing { file: report.file.clone(), source })?
+            .filter(|root| !root.is_null());
+        let mut settings =
+            Self { debug_retention_days: RETENTION_DAYS, mounts: Vec::new(), warnings: Vec::new() };
+        if let Some(top) =
+            root.as_ref().and_then(|root| Fields::of(root, String::new(), "config.yaml", &mut report))
+        {
+            settings.fill(&top, env, &mut report);
+        }
+        settings.warnings = report.finish()?;
+        Ok(settings)
+    }
+
+    fn fill(&mut self, top: &Fields<'_>, env: &Environment, report: &mut Report) {
+        top.check_keys(&["debug", "mounts", "proxy", "profiles"], report);
+        if let Some(debug) = top.map("debug", report) {
+            debug.check_keys(&["retention_days"], report);
+            if let Some(days) = number(&debug, "retention_days", 0..=3650, report) {
+                self.debug_retention_days = days;
+            }
+        }
+        if let Some(proxy) = top.map("proxy", report) {
+            // There is no port any more.
+            proxy.check_keys(&["port"], report);
+            number(&proxy, "port", 0..=65535, report);
+        }
+        if top.node("profiles").is_some() {
+            report.ignored("profiles");
+        }
+        for (index, (line, mut mount)) in mount::mounts(top, report).into_iter().enumerate() {
+            if let (Ok(rest), Some(home)) = (mount.source.strip_prefix("~"), env.user_home()) {
+                mount.source = home.join(rest);
+            }
+            if !mount.source.is_absolute() {
+                let at = format!("mounts[{index}]");
+                report.problem(line, &at, format_args!("source {:?} must be an absolute path", mount.source));
+            }
+            mount.read_only = true;
+            self.mounts.push(mount);
+        }
+    }
+}
+
+fn number(
+    fields: &Fields<'_>,
+    key: &str,
+    range: std::ops::RangeInclusive<u32>,
+    report: &mut Report,
+) -> Option<u32> {
+    let node = fields.node(key)?;
+    let number = match &node.value {
+        Value::Scalar { text, .. } => text.parse().ok().filter(|number| range.contains(number)),
+        Value::List(_) | Value::Map(_) => None,
+    };
+    if number.is_none() {
+        let text = format!(
+            "'{}' must be a whole number from {} to {}",
+            fields.path(key),
+            range.start(),
+            range.end()
+        );
+        report.problem(node.line, "", text);
+    }
+    number
+}
