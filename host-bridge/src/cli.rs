@@ -16,13 +16,14 @@ use crate::{
 };
 
 mod agent;
+pub(crate) mod ask;
 mod audit;
 mod bridge;
 mod completion;
 mod destroy;
 mod doctor;
 mod exec;
-mod grant;
+pub(crate) mod grant;
 mod list;
 mod logs;
 mod pick;

@@ -76,7 +76,10 @@ impl<'n> Fields<'n> {
         let node = self.node(key)?;
         match &node.value {
             Value::Scalar { text, .. } => Some(Text { line: node.line, text: text.clone() }),
-            _ => self.wrong(node, key, "a string", report),
+            _ => {
+                self.wrong(node, key, "a string", report);
+                None
+            }
         }
     }
 
@@ -86,14 +89,20 @@ impl<'n> Fields<'n> {
             Value::Scalar { text, .. } => as_bool(text),
             _ => None,
         };
-        flag.or_else(|| self.wrong(node, key, "true or false", report))
+        if flag.is_none() {
+            self.wrong(node, key, "true or false", report);
+        }
+        flag
     }
 
     pub(super) fn list(&self, key: &str, report: &mut Report) -> Option<&'n [Node]> {
         let node = self.node(key)?;
         match &node.value {
             Value::List(items) => Some(items),
-            _ => self.wrong(node, key, "a list", report),
+            _ => {
+                self.wrong(node, key, "a list", report);
+                None
+            }
         }
     }
 
@@ -106,7 +115,7 @@ impl<'n> Fields<'n> {
                 Value::Scalar { text, .. } if !item.is_null() => {
                     texts.push(Text { line: item.line, text: text.clone() });
                 }
-                _ => drop(self.wrong::<()>(item, &format!("{key}[{index}]"), "a string", report)),
+                _ => self.wrong(item, &format!("{key}[{index}]"), "a string", report),
             }
         }
         Some(texts)
@@ -117,7 +126,10 @@ impl<'n> Fields<'n> {
         let node = self.node(key)?;
         match &node.value {
             Value::Map(entries) => Some(Self { at: self.path(key), line: node.line, entries }),
-            _ => self.wrong(node, key, "a mapping", report),
+            _ => {
+                self.wrong(node, key, "a mapping", report);
+                None
+            }
         }
     }
 
@@ -131,7 +143,7 @@ impl<'n> Fields<'n> {
                 Value::Scalar { .. } if value.is_null() => String::new(),
                 Value::Scalar { text, .. } => text.clone(),
                 _ => {
-                    drop(fields.wrong::<()>(value, key, "a string", report));
+                    fields.wrong(value, key, "a string", report);
                     continue;
                 }
             };
@@ -145,8 +157,7 @@ impl<'n> Fields<'n> {
         if self.at.is_empty() { key.to_owned() } else { format!("{}.{key}", self.at) }
     }
 
-    fn wrong<T>(&self, node: &Node, key: &str, wanted: &str, report: &mut Report) -> Option<T> {
+    fn wrong(&self, node: &Node, key: &str, wanted: &str, report: &mut Report) {
         report.problem(node.line, &self.at, format_args!("'{key}' must be {wanted}, not {}", node.kind()));
-        None
     }
 }

@@ -84,7 +84,9 @@ impl Report {
 
     /// A mistake at a place like `mcp[0]`; an empty place is the file's top level.
     pub(super) fn problem(&mut self, line: usize, at: &str, text: impl fmt::Display) {
-        let text = if at.is_empty() { text.to_string() } else { format!("{at}: {text}") };
+        let text = printable(&text.to_string());
+        let text =
+            if at.is_empty() { text } else { format!("{}: {text}", printable(at).replace('\n', "\\n")) };
         self.problems.push(Problem { line, text });
     }
 
@@ -113,7 +115,7 @@ impl Report {
     }
 
     pub(super) fn warning(&mut self, text: impl fmt::Display) {
-        self.warnings.push(Warning(format!("{}: {text}", self.file)));
+        self.warnings.push(Warning(printable(&format!("{}: {text}", self.file))));
     }
 
     /// Everything that was wrong, by line; or the warnings.
@@ -124,4 +126,10 @@ impl Report {
         self.problems.sort_by_key(|problem| problem.line);
         Err(Problems::Invalid { file: self.file, list: self.problems })
     }
+}
+
+/// A file may be a stranger's: what it says must not reach the terminal as an escape sequence.
+fn printable(text: &str) -> String {
+    let plain = |c: char| !c.is_control() || c == '\n';
+    text.chars().flat_map(|c| if plain(c) { vec![c] } else { c.escape_unicode().collect() }).collect()
 }

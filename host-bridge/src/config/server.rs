@@ -140,10 +140,11 @@ fn auth(
 ) -> Option<Option<Injection>> {
     let at = fields.at.as_str();
     // A moat.yaml that gives a known name another URL must not get the credential of the known one.
+    let named = known;
     let known = known.filter(|known| upstream.is_none_or(|upstream| known.is_at(upstream)));
     if fields.node("auth").is_none() {
         let Some(known) = known else {
-            if let Some(known) = fields.text("name", report).and_then(|name| catalog::find(&name.text)) {
+            if let Some(known) = named {
                 report.warning(format_args!(
                     "{at}: 'url' is not the known one of '{}', so no credential is sent; add 'auth' to send one",
                     known.name

@@ -90,6 +90,7 @@ pub(crate) fn parse(text: &str) -> Result<Option<Node>, Malformed> {
         emit_comments: false,
     };
     let mut builder = Builder {
+        text,
         events: Parser::new_from_str_with_options(text, options),
         anchors: HashMap::new(),
         weight: 0,
@@ -98,6 +99,7 @@ pub(crate) fn parse(text: &str) -> Result<Option<Node>, Malformed> {
 }
 
 struct Builder<'t> {
+    text: &'t str,
     events: Parser<'t, StrInput<'t>>,
     anchors: HashMap<usize, Built>,
     weight: usize,
@@ -130,7 +132,7 @@ impl<'t> Builder<'t> {
     fn next(&mut self) -> Result<(Event<'t>, usize), Malformed> {
         match self.events.next_event() {
             Some(Ok((event, span))) => Ok((event, span.start.line())),
-            Some(Err(error)) => Err(of_scanner(&error)),
+            Some(Err(error)) => Err(of_scanner(&error, self.text)),
             None => Ok((Event::StreamEnd, 0)),
         }
     }
@@ -244,16 +246,25 @@ fn malformed(line: usize, text: impl Into<String>) -> Malformed {
 }
 
 /// The scanner's complaint, in words that help with the two commonest accidents.
-fn of_scanner(error: &granit::ScanError) -> Malformed {
+fn of_scanner(error: &granit::ScanError, text: &str) -> Malformed {
+    use granit::ErrorKind as Kind;
+
     let line = error.marker().line();
-    let text = match error.kind() {
-        granit::ErrorKind::BomInsideDocument => {
-            "a byte-order mark inside the file; save it as plain UTF-8".into()
+    match error.kind() {
+        Kind::BomInsideDocument => {
+            malformed(line, "a byte-order mark inside the file; save it as plain UTF-8")
         }
-        kind if format!("{kind:?}").contains("Tab") => {
-            "a tab where YAML wants spaces; indent with spaces".into()
+        Kind::TabNotAllowed
+        | Kind::TabInBlockIndentation
+        | Kind::TabInIndentation
+        | Kind::TabInPlainScalar => {
+            // The scanner names the value before the tab.
+            let indented_by_tab =
+                |line: &&str| line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t');
+            let later = text.lines().skip(line.saturating_sub(1)).take_while(|line| !indented_by_tab(line));
+            let line = (line + later.count()).min(text.lines().count());
+            malformed(line, "a tab where YAML wants spaces; indent with spaces")
         }
-        kind => kind.to_string(),
-    };
-    Malformed { line, text }
+        kind => malformed(line, kind.to_string()),
+    }
 }

@@ -16,9 +16,9 @@
 use std::{
     borrow::Cow,
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -28,6 +28,7 @@ use moat_shared::{hint::Hint, secret::Secret};
 use zeroize::Zeroizing;
 
 use crate::{
+    disk,
     env::Environment,
     home::{Home, private_dir},
 };
@@ -151,12 +152,8 @@ impl Keys {
         self.find()?.ok_or_else(|| KeyError::Missing { path: self.file.clone() })
     }
 
-    /// The key, made if nothing is encrypted yet.
-    pub(super) fn find_or_make(&self) -> Result<Found, KeyError> {
-        if let Some(key) = self.find()? {
-            return Ok(Found { key, new_file: None });
-        }
-        let _held = self.locked()?;
+    /// The key, made if nothing is encrypted yet. Only under the lock: nobody else makes one meanwhile.
+    pub(super) fn find_or_make(&self, _held: &Locked) -> Result<Found, KeyError> {
         if let Some(key) = self.find()? {
             return Ok(Found { key, new_file: None });
         }
@@ -175,7 +172,7 @@ impl Keys {
                 Err(KeychainError::Other(text)) => return Err(KeyError::Keychain(text)),
             }
         }
-        super::store::replace(&self.file, format!("{}\n", *key.to_base64()).as_bytes())
+        disk::replace(&self.file, format!("{}\n", *key.to_base64()).as_bytes())
             .map_err(|source| KeyError::File { path: self.file.clone(), source })?;
         let new_file = self.file_by_need.then(|| self.file.clone());
         Ok(Found { key, new_file })
@@ -209,23 +206,21 @@ impl Keys {
         Key::from_base64(&text).map(Some).ok_or_else(invalid)
     }
 
-    /// Nobody else makes a key while this is held.
-    fn locked(&self) -> Result<File, KeyError> {
+    /// Nobody else makes a key or writes a credential while this is held.
+    pub(super) fn locked(&self) -> Result<Locked, KeyError> {
         let failed = |source| KeyError::File { path: self.lock.clone(), source };
         if let Some(parent) = self.lock.parent() {
             private_dir(parent).map_err(failed)?;
         }
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&self.lock)
-            .map_err(failed)?;
+        let file = disk::lock_file(&self.lock).map_err(failed)?;
         file.lock().map_err(failed)?;
-        Ok(file)
+        Ok(Locked(file))
     }
 }
+
+/// `key.lock`, held.
+#[derive(Debug)]
+pub(super) struct Locked(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
 
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

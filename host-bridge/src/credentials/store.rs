@@ -6,9 +6,9 @@
 use std::{
     borrow::Cow,
     collections::{BTreeSet, HashMap},
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -19,10 +19,11 @@ use moat_shared::{
 };
 
 use super::{
-    key::{Found, Key, KeyError, Keys},
+    key::{Found, Key, KeyError, Keys, Locked},
     sealed::{Credential, SealError, Unsealable},
 };
 use crate::{
+    disk,
     env::Environment,
     home::{Home, Profile, private_dir},
 };
@@ -139,6 +140,24 @@ impl Hint for WriteError {
     }
 }
 
+/// Why a grant cannot be bound to a host.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl Hint for BindError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Read(error) => error.hint(),
+            Self::Write(error) => error.hint(),
+        }
+    }
+}
+
 /// Where a credential went.
 #[derive(Debug)]
 pub(crate) struct Saved {
@@ -248,12 +267,29 @@ impl Store {
 
     /// Keeps a credential; a former one is replaced once the new one is on disk.
     pub(crate) fn put(&self, credential: &Credential) -> Result<Saved, WriteError> {
-        let Found { key, new_file } = self.keys.find_or_make()?;
+        let held = self.keys.locked()?;
+        self.put_locked(credential, &held)
+    }
+
+    fn put_locked(&self, credential: &Credential, held: &Locked) -> Result<Saved, WriteError> {
+        let Found { key, new_file } = self.keys.find_or_make(held)?;
         let path = self.path(&credential.grant);
         let sealed = credential.seal(&key)?;
-        replace(&path, &sealed).map_err(|source| WriteError::File { path: path.clone(), source })?;
+        let written = private_dir(&self.dir).and_then(|()| disk::replace(&path, &sealed));
+        written.map_err(|source| WriteError::File { path: path.clone(), source })?;
         self.memory().key = Some(key);
         Ok(Saved { path, new_key_file: new_file })
+    }
+
+    /// Lets a grant be sent to one more host. Its credential stays as it is.
+    pub(crate) fn bind(&self, grant: &GrantName, host: &str) -> Result<(), BindError> {
+        let held = self.keys.locked().map_err(WriteError::from)?;
+        let mut credential = self.read(grant)?;
+        credential.hosts = super::grant::hosts(&credential).into_owned();
+        if credential.hosts.insert(host.to_owned()) {
+            self.put_locked(&credential, &held)?;
+        }
+        Ok(())
     }
 
     /// Removes a grant's credential, whatever spelling its file has.
@@ -292,8 +328,8 @@ impl Store {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             if path.extension().is_some_and(|extension| extension == "enc") {
                 match name.parse::<GrantName>() {
-                    Ok(grant) => drop(grants.insert(grant)),
-                    Err(_) => drop(strangers.insert(name)),
+                    Ok(grant) => _ = grants.insert(grant),
+                    Err(_) => _ = strangers.insert(name),
                 }
             }
         }
@@ -311,27 +347,6 @@ impl Store {
         // A panic elsewhere leaves the cache as usable as it was.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Puts `bytes` in a file's place: a temporary file, fsync, rename, fsync of the directory. 0600 in 0700.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = path.parent().ok_or_else(|| io::Error::other("no directory"))?;
-    private_dir(dir)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // One writer per process and target; another process's leftover has another pid, or is overwritten.
-    let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        sync_dir(dir)
-    })();
-    if written.is_err() {
-        let _gone = fs::remove_file(&temporary);
-    }
-    written
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
