@@ -1,0 +1,275 @@
+//! The process runtime: Linux namespaces on the host's own root file system, and no network but `lo`.
+//!
+//! [`builder`] and [`inside`] are the two halves of `moat __sandbox`, which this starts and talks to:
+//! [`spec`] says how. [`tree`] is the file system, [`ids`] the users, [`hide`] what is kept from sight,
+//! [`seccomp`] what may not be asked of the kernel.
+
+mod builder;
+mod etc;
+mod hide;
+mod idmap;
+mod ids;
+mod inside;
+mod seccomp;
+mod spec;
+mod sys;
+mod tree;
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use moat_shared::{
+    endpoint::{Dialler, Endpoint},
+    plan::{Startup, Tunnel, User},
+};
+use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        signal::{Signal, kill},
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
+    },
+    unistd::Pid,
+};
+use tokio::{io::Interest, net::UnixDatagram, process::Child};
+
+use self::spec::{Report, Spec};
+use super::{Io, Order, Runtime, RuntimeError, View};
+use crate::{env::Environment, home::Home};
+
+pub(crate) use self::{
+    builder::{Descriptors, main as build},
+    sys::{Size, set_size, size},
+};
+
+/// Makes sandboxes of namespaces.
+#[derive(Debug)]
+pub(crate) struct Process<'a> {
+    pub(crate) env: &'a Environment,
+    pub(crate) home: &'a Home,
+}
+
+/// Checked and decided.
+#[derive(Debug)]
+pub(crate) struct Created {
+    spec: Spec,
+    path: String,
+    home: PathBuf,
+}
+
+/// The builder, which watches PID 1 and ends with it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    builder: Child,
+    /// Its other end is the builder's proof that we live.
+    _alive: io::PipeWriter,
+}
+
+impl Runtime for Process<'_> {
+    type Created = Created;
+
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    fn create(&self, order: Order) -> Result<Created, RuntimeError> {
+        super::embed::sidecar()?;
+        let mappers = ["newuidmap", "newgidmap"].iter().all(|program| self.has_program(program));
+        let host = ids::survey(&order.workspace, std::process::id(), mappers)
+            .map_err(failed("looking at the workspace"))?;
+        self.refuse_half_root(host.uid)?;
+        let (hidden, secret) = self.hidden(&order)?;
+        let spec = Spec {
+            hostname: order.name,
+            workspace: order.workspace,
+            tunnel_dir: self.home.tunnel_dir(),
+            mounts: order.mounts,
+            hidden,
+            secret,
+            users: ids::choose(&host),
+            terminal: order.terminal,
+        };
+        let path = self.env.get("PATH").unwrap_or("/usr/sbin:/usr/bin:/sbin:/bin").to_owned();
+        Ok(Created { spec, path, home: self.home.root().to_path_buf() })
+    }
+}
+
+impl Process<'_> {
+    fn has_program(&self, name: &str) -> bool {
+        self.env.path().any(|dir| dir.join(name).is_file())
+    }
+
+    /// Root without its rights would be its own agent: files of root would be the agent's.
+    fn refuse_half_root(&self, uid: u32) -> Result<(), RuntimeError> {
+        let whole = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN);
+        if uid != 0 || whole.unwrap_or(false) {
+            return Ok(());
+        }
+        Err(RuntimeError::Refused {
+            text: "root without CAP_SYS_ADMIN cannot make a sandbox that is safe from root's files"
+                .to_owned(),
+            hint: Some("start moat as an ordinary user, or outside of this container".to_owned()),
+        })
+    }
+
+    /// What the sandbox must not see, and moat's own directory among it.
+    fn hidden(&self, order: &Order) -> Result<(hide::Hidden, PathBuf), RuntimeError> {
+        let refuse = |text: String| RuntimeError::Refused { text, hint: None };
+        let secret = std::fs::canonicalize(self.home.root()).map_err(failed("finding moat's directory"))?;
+        let mut hidden = hide::Hidden::default();
+        hidden.secret(&secret).map_err(|path| {
+            refuse(format!("moat's directory {} cannot be hidden from the sandbox", path.display()))
+        })?;
+        for source in order.mounts.iter().map(|mount| &mount.source).chain([&order.workspace]) {
+            if source.starts_with(&secret) {
+                return Err(refuse(format!("{} lies in moat's own directory", source.display())));
+            }
+        }
+        if let Some(home) = self.env.user_home() {
+            hidden.directory(&home);
+        }
+        if let Some(runtime) = self.env.get("XDG_RUNTIME_DIR") {
+            hidden.directory(Path::new(runtime));
+        }
+        if let Some(agent) = self.env.get("SSH_AUTH_SOCK") {
+            hidden.file(Path::new(agent));
+        }
+        for name in ["DOCKER_HOST", "CONTAINER_HOST", "DBUS_SESSION_BUS_ADDRESS"] {
+            let address = self.env.get(name).unwrap_or_default();
+            if let Some(path) = address.strip_prefix("unix://").or_else(|| address.strip_prefix("unix:path="))
+            {
+                hidden.file(Path::new(path.split(',').next().unwrap_or(path)));
+            }
+        }
+        hide::survey(&mut hidden);
+        Ok((hidden.minimal(), secret))
+    }
+}
+
+impl super::Created for Created {
+    type Running = Running;
+
+    fn view(&self) -> View {
+        let user =
+            User { ids: ids::Users::agent(), name: etc::AGENT_NAME.to_owned(), home: tree::HOME.into() };
+        let endpoint = Endpoint::Unix(Path::new(tree::TUNNEL).join("bridge.sock"));
+        View {
+            workspace: tree::WORKSPACE.into(),
+            user,
+            relay_user: self.spec.users.relay(),
+            tunnel: Tunnel { endpoint, dialler: Dialler::Sidecar },
+        }
+    }
+
+    async fn start(self, startup: &Startup) -> Result<(Running, Io), RuntimeError> {
+        let spec = document(&self.spec)?;
+        let startup = document(startup)?;
+        let (status, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(failed("making a socket pair"))?;
+        let (alive_end, alive) = io::pipe().map_err(failed("making a pipe"))?;
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command.arg0("moat").arg("__sandbox").kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        // The builder needs to find newuidmap, and nothing else of the environment.
+        command.env_clear().env("PATH", &self.path).env("MOAT_HOME", &self.home);
+        let handed = [
+            ("--spec-fd", spec.as_fd()),
+            ("--startup-fd", startup.as_fd()),
+            ("--status-fd", theirs.as_fd()),
+            ("--alive-fd", alive_end.as_fd()),
+        ];
+        for (flag, fd) in handed {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map_err(failed("handing over descriptors"))?;
+            command.arg(flag).arg(fd.as_raw_fd().to_string());
+        }
+        let builder = command.spawn().map_err(failed("starting the sandbox's builder"))?;
+        drop((spec, startup, theirs, alive_end));
+        let mut running = Running { builder, _alive: alive };
+        let io = running.reported(status).await?;
+        Ok((running, io))
+    }
+}
+
+impl Running {
+    /// Waits until PID 1 runs, or for the reason why not.
+    async fn reported(&mut self, status: OwnedFd) -> Result<Io, RuntimeError> {
+        let doing = || failed("hearing from the sandbox's builder");
+        // One message after the other, and an end: tokio knows no type for that, but a datagram's does all it takes.
+        let status = std::os::unix::net::UnixDatagram::from(status);
+        status.set_nonblocking(true).map_err(doing())?;
+        let status = UnixDatagram::from_std(status).map_err(doing())?;
+        let mut io = None;
+        loop {
+            let mut buffer = [0; spec::REPORT];
+            let receive = || sys::receive(status.as_fd(), &mut buffer);
+            let (length, descriptors) = status.async_io(Interest::READABLE, receive).await.map_err(doing())?;
+            if length == 0 {
+                return io.ok_or_else(|| RuntimeError::Refused {
+                    text: "the sandbox's builder ended without a word".to_owned(),
+                    hint: None,
+                });
+            }
+            match serde_json::from_slice(&buffer[..length]).map_err(io::Error::from).map_err(doing())? {
+                Report::Io => io = Some(ends(descriptors)?),
+                Report::Failed { text, hint } => {
+                    return Err(RuntimeError::Refused { text: format!("sandbox: {text}"), hint });
+                }
+            }
+        }
+    }
+}
+
+impl super::Running for Running {
+    fn pid(&self) -> Option<u32> {
+        self.builder.id()
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        let Some(pid) = self.builder.id().and_then(|pid| i32::try_from(pid).ok()) else { return Ok(()) };
+        // Not reaped yet, so the number is still the builder's.
+        Ok(kill(Pid::from_raw(pid), signal)?)
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        self.builder.start_kill()
+    }
+
+    async fn wait(&mut self) -> io::Result<u8> {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.builder.wait().await?;
+        let signal = |number: i32| moat_shared::exit::from_signal(u8::try_from(number).unwrap_or_default());
+        let code = status.code().map(|code| u8::try_from(code).unwrap_or(moat_shared::exit::FAILURE));
+        Ok(code.or_else(|| status.signal().map(signal)).unwrap_or(moat_shared::exit::FAILURE))
+    }
+}
+
+fn ends(descriptors: Vec<OwnedFd>) -> Result<Io, RuntimeError> {
+    let mut files = descriptors.into_iter().map(File::from);
+    match (files.next(), files.next(), files.next()) {
+        (Some(stdin), Some(stdout), Some(stderr)) => Ok(Io::Pipes { stdin, stdout, stderr }),
+        (Some(terminal), None, None) => Ok(Io::Terminal(terminal)),
+        _ => Err(failed("hearing from the sandbox's builder")(io::ErrorKind::InvalidData)),
+    }
+}
+
+/// A document in memory, at its beginning, which goes to one process and lies in no file system.
+fn document<T: serde::Serialize>(what: &T) -> Result<OwnedFd, RuntimeError> {
+    const DOING: &str = "writing what the sandbox is told";
+    let fd = memfd_create(c"moat", MFdFlags::MFD_CLOEXEC).map_err(failed(DOING))?;
+    let mut file = File::from(fd);
+    let text =
+        zeroize::Zeroizing::new(serde_json::to_vec(what).map_err(io::Error::from).map_err(failed(DOING))?);
+    file.write_all(&text).map_err(failed(DOING))?;
+    io::Seek::rewind(&mut file).map_err(failed(DOING))?;
+    Ok(file.into())
+}
+
+fn failed<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> RuntimeError {
+    move |error| RuntimeError::Io { doing: doing.to_owned(), source: error.into() }
+}

@@ -1,0 +1,145 @@
+//! What no process of the sandbox may ask the kernel for, whatever its uid.
+//!
+//! | refused | why |
+//! |---|---|
+//! | `socket(AF_VSOCK)` | the machine may itself be a guest, and its host may listen |
+//! | io_uring | it opens sockets that no filter sees |
+//! | a mode with the set-uid or set-gid bit | the workspace's files belong to somebody on the host |
+//! | `openat2` | its mode lies in memory, where no filter sees it |
+//! | keyrings | they are not part of any namespace |
+//! | the kernel's other ABIs (i386, x32) | the rules above are written for one |
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Op, SeccompCondition as Condition,
+    SeccompFilter, SeccompRule as Rule, TargetArch, sock_filter,
+};
+
+/// The filter cannot be made or installed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SeccompError {
+    #[error("there is no system call filter for this architecture")]
+    Architecture,
+    #[error("the system call filter cannot be built")]
+    Build(#[from] seccompiler::BackendError),
+    #[error("the kernel refuses the system call filter")]
+    Install(#[from] seccompiler::Error),
+}
+
+/// The set-uid and the set-gid bit.
+const SET_ID_BITS: [u64; 2] = [0o4000, 0o2000];
+/// Of `open`: a mode counts only where a file is made, by O_CREAT or by O_TMPFILE (without its O_DIRECTORY).
+const CREATING_FLAGS: [u64; 2] =
+    [libc::O_CREAT.unsigned_abs() as u64, (libc::O_TMPFILE & !libc::O_DIRECTORY).unsigned_abs() as u64];
+
+/// Installs the filters for this process and everything it becomes. Needs no-new-privileges.
+pub(super) fn install() -> Result<(), SeccompError> {
+    for program in programs()? {
+        seccompiler::apply_filter(&program)?;
+    }
+    Ok(())
+}
+
+fn programs() -> Result<Vec<BpfProgram>, SeccompError> {
+    let architecture =
+        TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SeccompError::Architecture)?;
+    let filter = |rules, errno: i32| -> Result<BpfProgram, SeccompError> {
+        let refuse = SeccompAction::Errno(errno.unsigned_abs());
+        Ok(SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture)?.try_into()?)
+    };
+    Ok(vec![foreign_abi(), filter(forbidden()?, libc::EPERM)?, filter(absent(), libc::ENOSYS)?])
+}
+
+/// Calls that seem not to be there, so that programs fall back to older ones.
+fn absent() -> BTreeMap<i64, Vec<Rule>> {
+    let calls =
+        [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register, libc::SYS_openat2];
+    calls.into_iter().map(|call| (call, vec![])).collect()
+}
+
+/// Calls that are refused, some with certain arguments only.
+fn forbidden() -> Result<BTreeMap<i64, Vec<Rule>>, SeccompError> {
+    let vsock = Condition::new(0, Length::Dword, Op::Eq, libc::AF_VSOCK.unsigned_abs().into())?;
+    let mut rules = BTreeMap::from([
+        (libc::SYS_socket, vec![Rule::new(vec![vsock])?]),
+        (libc::SYS_add_key, vec![]),
+        (libc::SYS_request_key, vec![]),
+        (libc::SYS_keyctl, vec![]),
+    ]);
+    for (call, mode) in calls_with_a_mode() {
+        let with_bit = |bit| Condition::new(mode, Length::Dword, Op::MaskedEq(bit), bit);
+        let each = SET_ID_BITS.into_iter().map(|bit| Ok(Rule::new(vec![with_bit(bit)?])?));
+        rules.insert(call, each.collect::<Result<Vec<_>, SeccompError>>()?);
+    }
+    for (call, flags, mode) in calls_that_may_create() {
+        let mut each = Vec::new();
+        for creates in CREATING_FLAGS {
+            for bit in SET_ID_BITS {
+                each.push(Rule::new(vec![
+                    Condition::new(flags, Length::Dword, Op::MaskedEq(creates), creates)?,
+                    Condition::new(mode, Length::Dword, Op::MaskedEq(bit), bit)?,
+                ])?);
+            }
+        }
+        rules.insert(call, each);
+    }
+    Ok(rules)
+}
+
+/// System calls and the index of the argument that is a mode.
+fn calls_with_a_mode() -> Vec<(i64, u8)> {
+    let mut calls = vec![
+        (libc::SYS_fchmod, 1),
+        (libc::SYS_fchmodat, 2),
+        (libc::SYS_fchmodat2, 2),
+        (libc::SYS_mkdirat, 2),
+        (libc::SYS_mknodat, 2),
+    ];
+    #[cfg(target_arch = "x86_64")]
+    calls.extend([(libc::SYS_chmod, 1), (libc::SYS_creat, 1), (libc::SYS_mkdir, 1), (libc::SYS_mknod, 1)]);
+    calls.sort_unstable();
+    calls
+}
+
+/// System calls that make a file if a flag says so: the indexes of flags and mode.
+fn calls_that_may_create() -> Vec<(i64, u8, u8)> {
+    let mut calls = vec![(libc::SYS_openat, 2, 3)];
+    #[cfg(target_arch = "x86_64")]
+    calls.push((libc::SYS_open, 1, 2));
+    calls.sort_unstable();
+    calls
+}
+
+/// x32 has the same architecture as x86_64 but other numbers, all with one bit: seem not to know them. Every other
+/// foreign ABI has an architecture of its own, and seccompiler's programs end a process that uses one.
+fn foreign_abi() -> BpfProgram {
+    const LOAD_WORD: u16 = 0x20;
+    const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
+    const RETURN: u16 = 0x06;
+    const NUMBER_OFFSET: u32 = 0;
+    const X32_BIT: u32 = 0x4000_0000;
+    let enosys = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+    vec![
+        sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: NUMBER_OFFSET },
+        sock_filter { code: JUMP_GREATER_OR_EQUAL, jt: 0, jf: 1, k: X32_BIT },
+        sock_filter { code: RETURN, jt: 0, jf: 0, k: enosys },
+        sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_can_be_built() {
+        assert_eq!(programs().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn vsock_is_the_only_family_that_is_refused() {
+        assert_eq!(forbidden().unwrap()[&libc::SYS_socket].len(), 1);
+        assert_eq!(libc::AF_VSOCK, 40);
+    }
+}

@@ -1,0 +1,337 @@
+//! The sandbox's file system, built outside of it and locked by the copy that the sandbox gets.
+//!
+//! ```text
+//! /            a tmpfs of the builder's, gone for the sandbox
+//! ├── oldroot/ the host's root
+//! ├── files/   generated files, bound over the host's
+//! └── newroot/ what becomes the sandbox's root: read-only
+//!     ├── usr, etc, opt, var, ...      the host's, read-only, without devices and set-id
+//!     ├── workspace/                   the workspace
+//!     ├── home/agent, tmp, var/tmp     empty, the agent's
+//!     ├── run/moat/                    the tunnel's socket
+//!     ├── dev/                         a handful of harmless devices
+//!     └── proc/, sys/                  proc is mounted inside; sys stays empty
+//! ```
+//!
+//! The sandbox's mount namespace belongs to a user namespace with fewer rights, so the kernel locks every mount made
+//! here together with its flags: not even root inside can undo one.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{PermissionsExt, symlink},
+    },
+    path::{Path, PathBuf},
+};
+
+use moat_shared::plan::Ids;
+use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    mount::{MsFlags, mount},
+    sys::stat::Mode,
+    unistd::{chdir, pivot_root},
+};
+
+use super::{
+    etc, hide, idmap,
+    ids::Users,
+    spec::{BuildError, Doing, Spec},
+    sys::{self, attribute},
+};
+
+/// The host's root, while the sandbox is built.
+pub(super) const OLD: &str = "/oldroot";
+/// The sandbox's root, until it moves in.
+pub(super) const NEW: &str = "/newroot";
+const FILES: &str = "/files";
+
+/// Where the workspace is for the sandbox.
+pub(crate) const WORKSPACE: &str = "/workspace";
+/// Where the agent's home is.
+pub(crate) const HOME: &str = "/home/agent";
+/// Where the tunnel's directory is.
+pub(crate) const TUNNEL: &str = "/run/moat";
+
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+const HARMLESS: u64 = attribute::NO_SUID | attribute::NO_DEV;
+
+/// A mount that was taken before the host's root went out of the way.
+struct Taken {
+    tree: OwnedFd,
+    target: PathBuf,
+    source: PathBuf,
+    is_dir: bool,
+}
+
+/// Builds the sandbox's root at [`NEW`]. This process must have a mount namespace of its own.
+pub(super) fn build(spec: &Spec) -> Result<(), BuildError> {
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .doing(|| "making mounts private".to_owned())?;
+    let taken = take(spec)?;
+    step_aside()?;
+    let root =
+        Root { init: spec.users.as_built(spec.users.init()), agent: spec.users.as_built(Users::agent()) };
+    root.tmpfs(Path::new(NEW), 0o755, root.init, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
+    root.host_directories()?;
+    root.hide(&spec.hidden)?;
+    root.own_directories()?;
+    root.devices()?;
+    root.generated_files(spec)?;
+    for one in taken {
+        root.attach(&one, &spec.secret)?;
+    }
+    sys::restrict(Path::new(NEW), attribute::READ_ONLY | HARMLESS, false)
+        .doing(|| "making the root read-only".to_owned())
+}
+
+/// Takes workspace, mounts and the tunnel's directory while their paths mean what the user meant.
+fn take(spec: &Spec) -> Result<Vec<Taken>, BuildError> {
+    let disguise = idmap::Disguise::new(&spec.users)?;
+    let mut taken = Vec::new();
+    let mut one = |source: &Path, target: &Path, read_only: bool| -> Result<(), BuildError> {
+        let meta = fs::metadata(source).doing(|| format!("looking at {}", source.display()))?;
+        let tree = sys::clone_tree(source).doing(|| format!("taking {}", source.display()))?;
+        let flags = HARMLESS | if read_only { attribute::READ_ONLY } else { 0 };
+        disguise.restrict(&tree, source, &meta, flags)?;
+        taken.push(Taken {
+            tree,
+            target: target.to_path_buf(),
+            source: source.to_path_buf(),
+            is_dir: meta.is_dir(),
+        });
+        Ok(())
+    };
+    one(&spec.workspace, Path::new(WORKSPACE), false)?;
+    for mount in &spec.mounts {
+        one(&mount.source, &mount.target, mount.read_only)?;
+    }
+    // Never disguised: the socket's modes say who may connect.
+    let tree = sys::clone_tree(&spec.tunnel_dir).doing(|| "taking the tunnel's directory".to_owned())?;
+    sys::restrict_tree(&tree, HARMLESS | attribute::NO_EXEC | attribute::READ_ONLY, None)
+        .doing(|| "restricting the tunnel's directory".to_owned())?;
+    taken.push(Taken { tree, target: TUNNEL.into(), source: spec.tunnel_dir.clone(), is_dir: true });
+    Ok(taken)
+}
+
+/// Puts a tmpfs in the place of the root and the root below it.
+fn step_aside() -> Result<(), BuildError> {
+    let stage = "/tmp";
+    mount(Some("moat"), stage, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
+        .doing(|| "mounting a file system in memory".to_owned())?;
+    for name in [OLD, NEW, FILES] {
+        fs::create_dir(format!("{stage}{name}")).doing(|| format!("making {name}"))?;
+    }
+    pivot_root(stage, &*format!("{stage}{OLD}")).map_err(|error| {
+        BuildError::new("changing the root")
+            .with_source(error)
+            .with_hint("the process runtime does not work where the root is an initial ramdisk")
+    })?;
+    chdir("/").doing(|| "going to the root".to_owned())
+}
+
+/// The root in the making: who owns what in it, as the builder names them.
+struct Root {
+    init: Ids,
+    agent: Ids,
+}
+
+impl Root {
+    fn tmpfs(&self, at: &Path, mode: u32, owner: Ids, flags: MsFlags) -> Result<(), BuildError> {
+        let options = format!("mode={mode:04o},uid={},gid={}", owner.uid, owner.gid);
+        mount(Some("moat"), at, Some("tmpfs"), flags, Some(options.as_str()))
+            .doing(|| format!("mounting an empty {}", at.display()))
+    }
+
+    /// What the host has, read-only.
+    fn host_directories(&self) -> Result<(), BuildError> {
+        for entry in fs::read_dir(OLD).doing(|| "listing the root".to_owned())? {
+            let entry = entry.doing(|| "listing the root".to_owned())?;
+            let name = entry.file_name();
+            let (from, to) = (entry.path(), Path::new(NEW).join(&name));
+            let kind = entry.file_type().doing(|| format!("looking at {}", from.display()))?;
+            let doing = || format!("showing /{}", name.display());
+            if hide::TOP_LEVEL.iter().any(|own| name == *own) {
+                continue;
+            } else if kind.is_symlink() {
+                symlink(fs::read_link(&from).doing(doing)?, &to).doing(doing)?;
+            } else if kind.is_dir() {
+                fs::create_dir(&to).doing(doing)?;
+                bind(&from, &to, MsFlags::MS_REC).doing(doing)?;
+                sys::restrict(&to, attribute::READ_ONLY | HARMLESS, true).map_err(too_old).doing(doing)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn hide(&self, hidden: &hide::Hidden) -> Result<(), BuildError> {
+        let empty = Path::new(FILES).join("empty");
+        fs::write(&empty, []).doing(|| "making an empty file".to_owned())?;
+        for path in &hidden.files {
+            // A socket that is gone by now needs no hiding.
+            let Some(target) = existing(path)? else { continue };
+            bind(&empty, &target.path(), MsFlags::empty()).doing(|| format!("hiding {}", path.display()))?;
+        }
+        for path in &hidden.directories {
+            let Some(target) = existing(path)? else { continue };
+            self.nothing(&target.path()).doing(|| format!("hiding {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// An empty directory that stays so.
+    fn nothing(&self, at: &Path) -> io::Result<()> {
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("moat"), at, Some("tmpfs"), flags, Some("mode=0555,nr_inodes=1")).map_err(io::Error::from)
+    }
+
+    fn own_directories(&self) -> Result<(), BuildError> {
+        let make = |path: &str| fs::create_dir_all(format!("{NEW}{path}")).doing(|| format!("making {path}"));
+        for path in ["/proc", "/sys", "/dev", WORKSPACE, HOME, "/root", "/run", "/tmp"] {
+            make(path)?;
+        }
+        let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        self.tmpfs(&inside(HOME), 0o700, self.agent, harmless)?;
+        self.tmpfs(&inside("/tmp"), 0o1777, self.init, harmless)?;
+        if inside("/var/tmp").is_dir() {
+            self.tmpfs(&inside("/var/tmp"), 0o1777, self.init, harmless)?;
+        }
+        self.tmpfs(&inside("/run"), 0o755, self.init, harmless)?;
+        make(TUNNEL)
+    }
+
+    fn devices(&self) -> Result<(), BuildError> {
+        let dev = inside("/dev");
+        self.tmpfs(&dev, 0o755, self.init, MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
+        for name in DEVICES {
+            let (from, to) = (Path::new(OLD).join("dev").join(name), dev.join(name));
+            fs::write(&to, [])
+                .map_err(io::Error::from)
+                .and_then(|()| bind(&from, &to, MsFlags::empty()))
+                .and_then(|()| sys::restrict(&to, attribute::NO_SUID | attribute::NO_EXEC, false))
+                .doing(|| format!("showing /dev/{name}"))?;
+        }
+        let links = [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+            ("ptmx", "pts/ptmx"),
+        ];
+        for (name, target) in links {
+            symlink(target, dev.join(name)).doing(|| format!("linking /dev/{name}"))?;
+        }
+        for name in ["pts", "shm"] {
+            fs::create_dir(dev.join(name)).doing(|| format!("making /dev/{name}"))?;
+        }
+        let harmless = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        self.tmpfs(&dev.join("shm"), 0o1777, self.init, harmless)?;
+        sys::restrict(&dev, attribute::READ_ONLY, false).doing(|| "making /dev read-only".to_owned())
+    }
+
+    /// Files of /etc that know the agent and the sandbox's name.
+    fn generated_files(&self, spec: &Spec) -> Result<(), BuildError> {
+        let read = |path: &str| match fs::read_to_string(format!("{OLD}{path}")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some).doing(|| format!("reading {path}")),
+        };
+        let agent = Users::agent();
+        let files: [(&str, &dyn Fn(&str) -> String); 3] = [
+            ("/etc/passwd", &|host| etc::passwd(host, agent, Path::new(HOME))),
+            ("/etc/group", &|host| etc::group(host, agent)),
+            ("/etc/hosts", &|_| etc::hosts(&spec.hostname)),
+        ];
+        for (path, generate) in files {
+            let Some(host) = read(path)? else { continue };
+            let doing = || format!("replacing {path}");
+            let file = Path::new(FILES).join(path.trim_start_matches("/etc/"));
+            fs::write(&file, generate(&host)).doing(doing)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).doing(doing)?;
+            let Some(target) = existing(Path::new(path))? else { continue };
+            bind(&file, &target.path(), MsFlags::empty()).doing(doing)?;
+            sys::restrict(&target.reopened(Path::new(path))?.path(), attribute::READ_ONLY | HARMLESS, false)
+                .doing(doing)?;
+        }
+        Ok(())
+    }
+
+    /// Puts what was taken in its place, without moat's own directory should it be in there.
+    fn attach(&self, taken: &Taken, secret: &Path) -> Result<(), BuildError> {
+        let doing = || format!("mounting {}", taken.target.display());
+        let place = inside(taken.target.to_string_lossy().as_ref());
+        if existing(&taken.target)?.is_none() {
+            let parent = place.parent().unwrap_or(&place);
+            let made = if taken.is_dir {
+                fs::create_dir_all(&place)
+            } else {
+                fs::create_dir_all(parent).and_then(|()| fs::write(&place, []))
+            };
+            made.map_err(|error| {
+                BuildError::new(doing()).with_source(error).with_hint(format!(
+                    "{} is not there, and can only be made below {HOME}, /run, /tmp or a new directory of the root",
+                    taken.target.display()
+                ))
+            })?;
+        }
+        let target = existing(&taken.target)?.ok_or_else(|| BuildError::new(doing()))?;
+        sys::attach_tree(&taken.tree, &target.0).doing(doing)?;
+        let Ok(below) = secret.strip_prefix(&taken.source) else { return Ok(()) };
+        if taken.target == Path::new(TUNNEL) {
+            return Ok(());
+        }
+        if below.as_os_str().is_empty() {
+            return Err(BuildError::new(format!("{} is moat's own directory", taken.source.display())));
+        }
+        match existing(&taken.target.join(below))? {
+            Some(target) => self.nothing(&target.path()).doing(|| format!("hiding {}", secret.display())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A place below [`NEW`], held open, found without leaving it by any link.
+struct Place(OwnedFd);
+
+impl Place {
+    fn path(&self) -> PathBuf {
+        Path::new(OLD).join(format!("proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+
+    /// The same place, seen with what was mounted on it since.
+    fn reopened(&self, path: &Path) -> Result<Self, BuildError> {
+        existing(path)?.ok_or_else(|| BuildError::new(format!("{} is gone", path.display())))
+    }
+}
+
+/// The place that `path` is for the sandbox, if there is one.
+fn existing(path: &Path) -> Result<Option<Place>, BuildError> {
+    let doing = || format!("finding {}", path.display());
+    let root = fs::File::open(NEW).doing(doing)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .mode(Mode::empty())
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    match openat2(&root, path, how) {
+        Ok(fd) => Ok(Some(Place(fd))),
+        Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => Ok(None),
+        Err(error) => Err(error).doing(doing),
+    }
+}
+
+fn inside(path: &str) -> PathBuf {
+    PathBuf::from(format!("{NEW}{path}"))
+}
+
+fn bind(from: &Path, to: &Path, flags: MsFlags) -> io::Result<()> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND | flags, None::<&str>).map_err(io::Error::from)
+}
+
+/// `mount_setattr` came with Linux 5.12.
+fn too_old(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => {
+            io::Error::new(error.kind(), "this kernel is too old: Linux 5.12 or later is needed")
+        }
+        _ => error,
+    }
+}
