@@ -1,1 +1,244 @@
-//! bridge.
+//! The daemon: takes every socket and restores the runs, or stops; then serves until it is told to leave or idle.
+//!
+//! ```text
+//! run                      one JoinSet; nothing is spawned elsewhere
+//! ├── records              outlives all others
+//! ├── registry
+//! ├── tunnels
+//! │   └── tunnel × runs ── stream × in flight
+//! └── control
+//! ```
+//!
+//! Leaving: registrations are refused and sockets closed, tunnels get a GOAWAY, streams in flight have until the
+//! deadline, what is left is dropped, records are written. Runs stay registered: the next bridge serves them.
+
+mod door;
+pub(crate) mod lock;
+pub(crate) mod log;
+
+use std::{
+    borrow::Cow,
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use moat_shared::{
+    endpoint::{Endpoint, InvalidEndpoint},
+    hint::Hint,
+    limits,
+    rt::drain::{self, Drained},
+};
+use tokio::{
+    net::UnixListener,
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    control::server::{Control, State},
+    home::{Home, private_dir},
+    identity::{Authority, IdentityError},
+    record::{Recorder, Writer},
+    registry::{LoadError, Owner},
+    tunnel::Tunnels,
+};
+
+/// What a bridge needs to know.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) home: Home,
+    /// How long it stays without a run.
+    pub(crate) idle: Duration,
+}
+
+/// The bridge, with everything in its hands and nothing started.
+pub(crate) struct Bridge {
+    state: Arc<State>,
+    control: Control,
+    tunnels: Tunnels<door::Front>,
+    owner: Owner,
+    writer: Writer,
+    sockets: [PathBuf; 2],
+    idle: Duration,
+    /// Dropped last.
+    _lock: lock::Lock,
+}
+
+/// Why the bridge does not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindError {
+    #[error(transparent)]
+    Lock(#[from] lock::LockError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("the directory of the bridge's sockets is too deep: {0}")]
+    Path(InvalidEndpoint),
+    #[error("{what} {path}")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("waiting for signals")]
+    Signals {
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Hint for BindError {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Lock(error) => error.hint(),
+            Self::Load(error) => error.hint(),
+            Self::Identity(error) => error.hint(),
+            Self::Path(_) => Some("set MOAT_HOME to a shorter path".into()),
+            Self::File { .. } | Self::Signals { .. } => None,
+        }
+    }
+}
+
+/// Why the bridge left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    Asked,
+    Idle,
+    Signal,
+}
+
+impl Bridge {
+    /// Takes the lock, restores the runs, takes the sockets.
+    pub(crate) async fn bind(config: Config) -> Result<Self, BindError> {
+        let Config { home, idle } = config;
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| BindError::File { what, path, source }
+        };
+        let sockets = [home.control_socket(), home.tunnel_socket()];
+        let endpoint = endpoint(&sockets)?;
+        for dir in [home.proxy(), home.tunnel_dir()] {
+            private_dir(&dir).map_err(failed("making", &dir))?;
+        }
+        // A sandbox mounts this directory and its relay, with another uid, passes through it. On the host nobody
+        // else comes past `proxy/`.
+        let tunnel_dir = home.tunnel_dir();
+        fs::set_permissions(&tunnel_dir, fs::Permissions::from_mode(0o711))
+            .map_err(failed("opening the mode of", &tunnel_dir))?;
+        let lock = lock::Lock::take(&home).await?;
+        let authority = Authority::open(&home)?;
+        let (recorder, writer) = Recorder::with_writer(home.clone());
+        let (registry, notices, owner) = Owner::restore(&home, recorder.clone())?;
+        let door = door::Front;
+        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), door)
+            .map_err(failed("listening at", &sockets[1]))?;
+        let state = Arc::new(State {
+            registry,
+            authority,
+            recorder,
+            started: lock.started(),
+            endpoint: endpoint.to_string(),
+            unreadable: owner.unreadable(),
+            shutdown: Notify::new(),
+        });
+        // The control socket comes last: whoever can connect to it finds everything there.
+        let control =
+            Control::bind(&sockets[0], Arc::clone(&state)).map_err(failed("listening at", &sockets[0]))?;
+        Ok(Self { state, control, tunnels, owner, writer, sockets, idle, _lock: lock })
+    }
+
+    /// Serves until a request, `signal` or idleness ends it.
+    pub(crate) async fn run(self, signal: impl Future<Output = ()>) -> Reason {
+        let count = self.owner.count();
+        tracing::info!(
+            runs = *count.borrow(), unreadable = self.state.unreadable.len(), endpoint = %self.state.endpoint, "ready"
+        );
+        let (trigger, guard) = drain::drain();
+        let mut records = JoinSet::new();
+        records.spawn(self.writer.run());
+        let mut runs = JoinSet::new();
+        runs.spawn(self.owner.run());
+        let mut doors = JoinSet::new();
+        doors.spawn(self.tunnels.run(guard.clone()));
+        doors.spawn(self.control.run(guard));
+
+        let registry = self.state.registry.clone();
+        let reason = tokio::select! {
+            () = self.state.shutdown.notified() => Reason::Asked,
+            () = signal => Reason::Signal,
+            () = idle(count, self.idle, || registry.leave_if_idle()) => Reason::Idle,
+        };
+        // Whoever comes now finds nobody and starts the next bridge, which waits for our lock.
+        for socket in &self.sockets {
+            if let Err(error) = fs::remove_file(socket) {
+                tracing::warn!(socket = %socket.display(), %error, "a socket could not be removed");
+            }
+        }
+        registry.leave().await;
+        let drained = trigger.drain(limits::DRAIN).await;
+        match drained {
+            Drained::Finished => tracing::info!(?reason, "leaving; everything in flight was finished"),
+            Drained::Deadline => {
+                tracing::warn!(
+                    ?reason,
+                    "leaving; what was still in flight after {:?} is dropped",
+                    limits::DRAIN
+                );
+            }
+        }
+        doors.shutdown().await;
+        // With the last handles gone the registry and then the writer come to their end by themselves.
+        drop((registry, self.state));
+        let written = timeout(limits::DRAIN, async {
+            while runs.join_next().await.is_some() {}
+            while records.join_next().await.is_some() {}
+        });
+        if written.await.is_err() {
+            tracing::error!("records were still being written at the end and may be lost");
+        }
+        reason
+    }
+}
+
+/// Returns when there was no run for `patience` and the registry agrees that there is none.
+async fn idle<F: Future<Output = bool>>(
+    mut count: watch::Receiver<usize>,
+    patience: Duration,
+    leave: impl Fn() -> F,
+) {
+    loop {
+        if count.wait_for(|count| *count == 0).await.is_err() {
+            // The registry is gone: nothing can be served any more.
+            return;
+        }
+        let busy = timeout(patience, count.wait_for(|count| *count > 0)).await;
+        if busy.is_err() && leave().await {
+            return;
+        }
+    }
+}
+
+/// Both paths must fit into a socket address; the tunnel's is the endpoint.
+fn endpoint(sockets: &[PathBuf; 2]) -> Result<Endpoint, BindError> {
+    let parse = |path: &PathBuf| format!("unix:{}", path.display()).parse().map_err(BindError::Path);
+    let _control: Endpoint = parse(&sockets[0])?;
+    parse(&sockets[1])
+}
+
+/// Listens at `path`, in the place of a socket that a dead bridge left.
+pub(crate) fn listen(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}

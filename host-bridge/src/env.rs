@@ -16,6 +16,11 @@ impl Environment {
         Self(std::env::vars_os().collect())
     }
 
+    /// All of it, for a child process.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&OsString, &OsString)> {
+        self.0.iter()
+    }
+
     /// A variable's value, if it is set, not empty, and UTF-8.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(std::ffi::OsStr::new(name)).and_then(|value| value.to_str()).filter(|v| !v.is_empty())

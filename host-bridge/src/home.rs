@@ -68,6 +68,10 @@ impl Home {
     pub(crate) fn daemon_lock(&self) -> PathBuf {
         self.proxy().join("daemon.lock")
     }
+    /// Held by the command that starts the bridge.
+    pub(crate) fn spawn_lock(&self) -> PathBuf {
+        self.proxy().join("spawn.lock")
+    }
     pub(crate) fn daemon_log(&self) -> PathBuf {
         self.proxy().join("daemon.log")
     }

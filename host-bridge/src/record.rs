@@ -5,6 +5,8 @@
 
 mod writer;
 
+pub(crate) use writer::Writer;
+
 use std::{
     collections::BTreeMap,
     sync::{

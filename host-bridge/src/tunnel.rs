@@ -1,1 +1,104 @@
-//! tunnel.
+//! The bridge's end of the tunnels.
+//!
+//! ```text
+//! accept ──► TLS ──► run admitted ──► HTTP/2 ──► hello ──► open ──► draining ──► (gone)
+//!    └──────────── half-open: deadline, evicted by newer ones ────┘     └─ run ended, replaced, lost ──►┘
+//! ```
+//!
+//! The accept loop awaits nobody. Who calls is read from the certificate, whether it is served is the registry's word,
+//! and what is asked goes through the [`Door`]. Any byte stream will do; a unix socket is the one that listens here.
+
+mod connection;
+mod half_open;
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use moat_shared::rt::drain::Drain;
+use tokio::{net::UnixListener, task::JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use self::{connection::Connection, half_open::HalfOpen};
+use crate::registry::{Registry, Run};
+
+/// Tunnels that have not said hello yet. Beyond this the oldest goes: who is honest needs milliseconds.
+const HALF_OPEN: usize = 256;
+/// How long a lack of file descriptors holds up the accept loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is behind the tunnels: takes every request of a run that is served.
+pub(crate) trait Door: Send + Sync + 'static {
+    /// The answer's body.
+    type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+
+    /// Answers one request. Dropped when the stream is cancelled, the tunnel lost or the run over.
+    fn handle(
+        &self,
+        run: &Arc<Run>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The listener and what its tunnels share.
+pub(crate) struct Tunnels<D> {
+    listener: UnixListener,
+    shared: Arc<Shared<D>>,
+}
+
+struct Shared<D> {
+    tls: TlsAcceptor,
+    registry: Registry,
+    door: D,
+}
+
+impl<D: Door> Tunnels<D> {
+    /// Takes the socket at `path`. Whoever calls this holds the lock that says no other bridge does.
+    pub(crate) fn bind(
+        path: &Path,
+        tls: rustls::ServerConfig,
+        registry: Registry,
+        door: D,
+    ) -> io::Result<Self> {
+        // The relay in the sandbox has another uid. On the host the directory above, 0700, keeps others out; and TLS
+        // keeps out whoever has no run's key.
+        let listener = crate::bridge::listen(path, 0o666)?;
+        Ok(Self {
+            listener,
+            shared: Arc::new(Shared { tls: TlsAcceptor::from(Arc::new(tls)), registry, door }),
+        })
+    }
+
+    /// Serves until the drain has been signalled and every tunnel is gone. Dropping this ends them all.
+    pub(crate) async fn run(self, mut drain: Drain) {
+        let half_open = HalfOpen::new(HALF_OPEN);
+        let mut tunnels = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                biased; // a drain must win over a ready listener
+                () = drain.signalled() => break,
+                Some(_) = tunnels.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let connection =
+                        Connection::new(Arc::clone(&self.shared), half_open.enter(), drain.clone());
+                    tunnels.spawn(connection.serve(stream));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "accepting a tunnel failed");
+                    tokio::select! {
+                        () = drain.signalled() => break,
+                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                    }
+                }
+            }
+        }
+        drop(self.listener);
+        while tunnels.join_next().await.is_some() {}
+    }
+}

@@ -1,4 +1,4 @@
-//! What command and bridge say to each other. JSON over HTTP; every error is `{"error": "<text>"}` and keeps its text.
+//! What command and bridge say to each other. JSON over HTTP; every error is a [`Problem`] and keeps its text.
 //!
 //! | request | answer |
 //! |---|---|
@@ -17,6 +17,15 @@ use moat_shared::{
 use serde::{Deserialize, Serialize};
 
 use crate::{home::Profile, server::Server};
+
+/// Why the bridge says no.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Problem {
+    pub(crate) error: String,
+    /// The remedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<String>,
+}
 
 /// A run to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
