@@ -4,8 +4,19 @@
 //! `MOAT_TESTS_REQUIRE=all` it fails instead.
 #![forbid(unsafe_code)]
 
+mod clients;
+mod door;
+mod faults;
+mod files;
 mod fixtures;
 mod house;
+mod injection;
+mod preflight;
+mod restart;
+mod sandbox;
+mod secrets;
+mod stage;
+mod streaming;
 
 use std::process::ExitCode;
 
@@ -28,7 +39,20 @@ impl Test {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let required = std::env::var_os("MOAT_TESTS_REQUIRE").is_some_and(|value| value == "all");
-    let subjects = [("fixtures", fixtures::TESTS), ("house", house::TESTS)];
+    let subjects = [
+        ("fixtures", fixtures::TESTS),
+        ("house", house::TESTS),
+        ("preflight", preflight::TESTS),
+        ("secrets", secrets::TESTS),
+        ("injection", injection::TESTS),
+        ("restart", restart::TESTS),
+        ("streaming", streaming::TESTS),
+        ("faults", faults::TESTS),
+        ("door", door::TESTS),
+        ("clients", clients::TESTS),
+        ("files", files::TESTS),
+        ("sandbox", sandbox::TESTS),
+    ];
     let mut here = Parts::default();
     let mut trials = Vec::new();
     for (subject, tests) in subjects {

@@ -19,6 +19,10 @@ pub fn of(secret: &str) -> Vec<(String, Vec<u8>)> {
         ("reversed".to_owned(), bytes.iter().rev().copied().collect()),
         ("percent".to_owned(), percent(secret).into_bytes()),
         ("all percent".to_owned(), all_percent.into_bytes()),
+        (
+            "JSON".to_owned(),
+            serde_json::Value::from(secret).to_string().trim_matches('"').as_bytes().to_vec(),
+        ),
         ("JSON escapes".to_owned(), unicode.into_bytes()),
         ("hex".to_owned(), hex(false).into_bytes()),
         ("HEX".to_owned(), hex(true).into_bytes()),

@@ -18,6 +18,8 @@ pub enum Part {
     Python,
     /// Node with the TypeScript SDK.
     TypeScript,
+    /// `script`, which makes terminals.
+    Script,
     /// Root, to be another user for a moment.
     Root,
 }
@@ -32,6 +34,7 @@ impl Part {
             Self::Git => "git",
             Self::Python => "python3 with the package mcp (see .ci/run)",
             Self::TypeScript => "node with @modelcontextprotocol/sdk (see .ci/run)",
+            Self::Script => "script (util-linux)",
             Self::Root => "root",
         }
     }
@@ -45,6 +48,7 @@ impl Part {
             Self::Git => succeeds(Command::new("git").arg("--version")),
             Self::Python => python().is_some_and(|p| succeeds(Command::new(p).args(["-c", "import mcp"]))),
             Self::TypeScript => typescript().is_some() && succeeds(Command::new("node").arg("--version")),
+            Self::Script => succeeds(Command::new("script").arg("--version")),
             Self::Root => nix::unistd::geteuid().is_root(),
         }
     }

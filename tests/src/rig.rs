@@ -145,6 +145,12 @@ impl Rig {
         Ok(Self { mark, root, workspace, authority, env: BTreeMap::new() })
     }
 
+    /// A text that no other rig has.
+    #[must_use]
+    pub fn mark(&self) -> &str {
+        &self.mark
+    }
+
     /// `MOAT_HOME`.
     #[must_use]
     pub fn home(&self) -> PathBuf {
@@ -243,7 +249,7 @@ impl Rig {
     pub fn console_with(&self, flags: &[&str]) -> Outcome<Inside> {
         let client = self.place("moat-fixture-client")?;
         let workspace = self.workspace.to_string_lossy();
-        let mark = format!("MOAT_TESTS_MARK={}", self.mark).replace("MOAT_TESTS", "RIG");
+        let mark = format!("RIG={}", self.mark);
         let arguments = [&["run", &workspace, "-e", &mark], flags, &["--", &client]].concat();
         Inside::start(self.moat(&arguments)?)
     }

@@ -21,41 +21,66 @@ pub struct Search {
     pub control: String,
     /// Where to start.
     pub roots: Vec<String>,
+    /// Names that are not looked into.
+    pub skip: Vec<String>,
 }
 
 #[derive(Default)]
 struct Found {
     files: usize,
-    unreadable: Vec<String>,
     hits: Vec<String>,
     controls: usize,
 }
 
-/// Searches. The answer is `{"files": n, "processes": n, "unreadable": [..], "hits": [..], "controls": n}`.
+impl Found {
+    fn judge(&mut self, path: &Path, bytes: &[u8], forms: &[(String, Vec<u8>)], control: &str) {
+        for form in needles::found(forms, bytes) {
+            self.hits.push(format!("{}: {form}", path.display()));
+        }
+        self.controls += usize::from(memchr::memmem::find(bytes, control.as_bytes()).is_some());
+    }
+}
+
+/// Searches. The answer is `{"files": n, "hits": [..], "controls": n, "processes": [{"pid", "name", "open": [..]}]}`,
+/// where `open` names what could be opened of a process that is not this one.
 #[must_use]
 pub fn search(search: &Search) -> Value {
     let forms: Vec<_> = search.secrets.iter().flat_map(|secret| needles::of(secret)).collect();
     let mut found = Found::default();
     for root in &search.roots {
-        walk(Path::new(root), &forms, &search.control, &mut found);
+        walk(Path::new(root), search, &forms, &mut found);
     }
-    let processes = processes();
-    for process in &processes {
-        for part in ["environ", "cmdline", "mem", "maps", "stack"] {
-            let path = process.join(part);
-            match read_process(&path) {
-                Some(bytes) => judge(&path, &bytes, &forms, &search.control, &mut found),
-                None => found.unreadable.push(path.display().to_string()),
+    let processes: Vec<Value> =
+        processes().iter().map(|process| look_at(process, search, &forms, &mut found)).collect();
+    json!({"files": found.files, "hits": found.hits, "controls": found.controls, "processes": processes})
+}
+
+/// Judges what /proc says of a process, and notes what of its inside can be opened.
+fn look_at(process: &Path, search: &Search, forms: &[(String, Vec<u8>)], found: &mut Found) -> Value {
+    let own = fs::canonicalize("/proc/self").is_ok_and(|own| own == process);
+    let mut open = Vec::new();
+    for part in ["cmdline", "environ", "maps", "mem", "auxv", "stack", "status", "mountinfo"] {
+        let path = process.join(part);
+        let Ok(file) = File::open(&path) else { continue };
+        open.push(part);
+        let mut bytes = Vec::new();
+        if part != "mem" && file.take(1 << 20).read_to_end(&mut bytes).is_ok() {
+            found.judge(&path, &bytes, forms, &search.control);
+        }
+    }
+    if fs::read_dir(process.join("fd")).is_ok() {
+        open.push("fd");
+        for descriptor in entries(&process.join("fd")) {
+            if let Ok(target) = fs::metadata(&descriptor)
+                && target.is_file()
+            {
+                walk(&descriptor, search, forms, found);
             }
         }
-        for descriptor in entries(&process.join("fd")) {
-            walk(&descriptor, &forms, &search.control, &mut found);
-        }
     }
-    json!({
-        "files": found.files, "processes": processes.len(), "unreadable": found.unreadable,
-        "hits": found.hits, "controls": found.controls,
-    })
+    let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+    let pid = process.file_name().map(|n| n.to_string_lossy().into_owned());
+    json!({"pid": pid, "name": name.trim(), "own": own, "open": open})
 }
 
 fn entries(directory: &Path) -> Vec<PathBuf> {
@@ -63,50 +88,28 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn processes() -> Vec<PathBuf> {
-    let numeric = |path: &PathBuf| {
-        path.file_name().is_some_and(|n| n.as_encoded_bytes().iter().all(u8::is_ascii_digit))
-    };
-    entries(Path::new("/proc")).into_iter().filter(numeric).collect()
+    let digits = |name: &std::ffi::OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    entries(Path::new("/proc")).into_iter().filter(|path| path.file_name().is_some_and(digits)).collect()
 }
 
-/// The head of a file of /proc; of `mem`, what can be read is another process's business: being able to open it counts.
-fn read_process(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).ok()?;
-    if path.ends_with("mem") {
-        let own = fs::canonicalize("/proc/self").ok().is_some_and(|own| path.starts_with(own));
-        return if own { None } else { Some(b"the memory of another process can be opened".to_vec()) };
+/// Reads every file below; other file systems that are mounted there have their own entry in `roots`.
+fn walk(path: &Path, search: &Search, forms: &[(String, Vec<u8>)], found: &mut Found) {
+    let Ok(metadata) = fs::metadata(path) else { return };
+    if search.skip.iter().any(|skip| path.ends_with(skip)) {
+        return;
     }
-    file.take(1 << 20).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
-}
-
-fn walk(path: &Path, forms: &[(String, Vec<u8>)], control: &str, found: &mut Found) {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return };
     if metadata.is_dir() {
         for entry in entries(path) {
-            // Other mounts of the host's own files (proc, sys, dev) are not the sandbox's bytes.
-            if fs::symlink_metadata(&entry)
-                .is_ok_and(|inner| inner.dev() == metadata.dev() || inner.is_file())
-            {
-                walk(&entry, forms, control, found);
+            let Ok(inner) = fs::symlink_metadata(&entry) else { continue };
+            if inner.is_file() || (inner.is_dir() && inner.dev() == metadata.dev()) {
+                walk(&entry, search, forms, found);
             }
         }
     } else if metadata.is_file() {
         found.files += 1;
-        match File::open(path).and_then(|file| {
-            let mut bytes = Vec::new();
-            file.take(64 << 20).read_to_end(&mut bytes).map(|_| bytes)
-        }) {
-            Ok(bytes) => judge(path, &bytes, forms, control, found),
-            Err(_) => found.unreadable.push(path.display().to_string()),
+        let mut bytes = Vec::new();
+        if File::open(path).is_ok_and(|file| file.take(64 << 20).read_to_end(&mut bytes).is_ok()) {
+            found.judge(path, &bytes, forms, &search.control);
         }
     }
-}
-
-fn judge(path: &Path, bytes: &[u8], forms: &[(String, Vec<u8>)], control: &str, found: &mut Found) {
-    for form in needles::found(forms, bytes) {
-        found.hits.push(format!("{}: {form}", path.display()));
-    }
-    found.controls += usize::from(memchr::memmem::find(bytes, control.as_bytes()).is_some());
 }

@@ -1,0 +1,131 @@
+//! The bridge may be killed at any moment: every acknowledged run works again by itself.
+
+use std::{fs, time::Duration};
+
+use moat_tests::{
+    Outcome, Trouble,
+    clock::{eventually, millis, now},
+    inside::Inside,
+    parts::Part,
+    trouble::ensure,
+};
+
+use crate::{
+    Test,
+    stage::{SOON, Stage, VAULT_HEADER, VAULT_STUB, discover, expect_error, fault},
+};
+
+const SANDBOX: &[Part] = &[Part::Sandbox];
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("a_run_is_durable_before_its_agent_starts", SANDBOX, a_run_is_durable_before_its_agent_starts),
+    Test::new("killed_and_back", SANDBOX, killed_and_back),
+    Test::new("killed_right_after_registration", SANDBOX, killed_right_after_registration),
+    Test::new("killed_in_a_call", SANDBOX, killed_in_a_call),
+    Test::new("an_unknown_server", SANDBOX, an_unknown_server),
+    Test::new("the_next_command_starts_it_again", &[], the_next_command_starts_it_again),
+];
+
+fn a_run_is_durable_before_its_agent_starts() -> Outcome {
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    let run = inside.environ()?["MOAT_RUN_ID"].as_str().unwrap_or_default().to_owned();
+    let file = stage.rig.home().join("proxy/runs.json");
+    let on_disk: serde_json::Value = serde_json::from_slice(&fs::read(&file)?)?;
+    let of_run =
+        on_disk["runs"].as_array().into_iter().flatten().find(|entry| entry["run_id"] == run.as_str());
+    let servers = of_run.map_or(0, |entry| entry["mcp_servers"].as_array().map_or(0, Vec::len));
+    ensure(servers == 4, || format!("{servers} servers of {run} in {on_disk}"))?;
+    inside.end()?;
+    let dropped = || fs::read_to_string(&file).ok().filter(|text| !text.contains(&run)).map(|_| ());
+    eventually("the run is dropped from runs.json", SOON * 3, dropped)
+}
+
+/// Asks until the credential's server answers; how long that took.
+fn answers_again(inside: &Inside) -> Outcome<f64> {
+    let start = now();
+    let works = || {
+        let answer = inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB));
+        answer.ok().filter(|answer| answer.status == 200).map(|_| ())
+    };
+    eventually("the run works again", Duration::from_secs(15), works)?;
+    Ok(millis(now() - start))
+}
+
+fn killed_and_back() -> Outcome {
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    for _ in 0..3 {
+        answers_again(&inside)?;
+        let killed = stage.rig.kill_bridge()?;
+        let took = answers_again(&inside)?;
+        ensure(took < 3000.0, || format!("{took:.0} ms until the run worked again"))?;
+        ensure(stage.rig.bridge().is_some_and(|pid| pid != killed), || "no new bridge".to_owned())?;
+    }
+    let visit = inside.visit("vault", false, &[(VAULT_HEADER, VAULT_STUB)], &[])?;
+    ensure(visit["tools"].as_array().is_some_and(|tools| tools.len() > 3), || visit.to_string())?;
+    ensure(inside.end()? == 0, || "the run's exit code".to_owned())
+}
+
+fn killed_right_after_registration() -> Outcome {
+    let stage = Stage::new()?;
+    let file = stage.rig.home().join("proxy/runs.json");
+    std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let registered =
+                || fs::read_to_string(&file).ok().filter(|text| text.contains("run_")).map(|_| ());
+            eventually("a run is on disk", Duration::from_secs(20), registered)?;
+            stage.rig.kill_bridge()
+        });
+        // Killed before the acknowledgement the start fails loudly; after it, the run works.
+        let inside = stage.rig.console();
+        killer.join().map_err(|_| Trouble::new("the killer died"))??;
+        match inside {
+            Ok(inside) => answers_again(&inside).map(|_| ()),
+            Err(trouble) => {
+                let said = trouble.to_string();
+                ensure(said.contains("Error:"), || format!("a start that failed silently: {said}"))
+            }
+        }
+    })
+}
+
+fn killed_in_a_call() -> Outcome {
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    let call = inside.call(&fault("hang-stream"))?;
+    call.text("progress")?;
+    let unanswered = inside.call(&fault("hang"))?;
+    stage.faults.seen.arrived("/hang", SOON * 3)?;
+    let killed = now();
+    stage.rig.kill_bridge()?;
+    let answer = call.answer()?;
+    ensure(answer.kind() == "tunnel_lost" && answer.json()["id"] == 7, || format!("{answer:?}"))?;
+    let took = millis(answer.end_at - killed);
+    ensure(took < 1000.0, || format!("the agent heard of it after {took:.0} ms"))?;
+    expect_error("before the head", &unanswered.answer()?, 502, "tunnel_lost")?;
+    ensure(stage.faults.seen.requests_to("/hang-stream").len() == 1, || "a call was sent twice".to_owned())?;
+    answers_again(&inside).map(|_| ())
+}
+
+fn an_unknown_server() -> Outcome {
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    let answer = inside.answer(&discover("nowhere"))?;
+    expect_error("an unknown server", &answer, 404, "not_configured")?;
+    let message = answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+    let said = "MCP server 'nowhere' not configured. Available servers: ";
+    ensure(message.contains(said), || message.clone())?;
+    for name in ["vault", "local", "faults", "open"] {
+        ensure(message.contains(name), || message.clone())?;
+    }
+    ensure(!message.contains("run_") && !message.contains("localhost"), || message.clone())
+}
+
+fn the_next_command_starts_it_again() -> Outcome {
+    let stage = Stage::new()?;
+    stage.rig.run(&["proxy", "start"])?.expect_code(0)?;
+    stage.rig.kill_bridge()?;
+    stage.rig.run(&["proxy", "start"])?.expect_code(0)?;
+    ensure(stage.rig.bridge().is_some(), || "no bridge".to_owned())
+}
