@@ -1,1 +1,140 @@
-//! upstream.
+//! The clients that talk to real MCP servers: pooled, with timeouts of their own, never following a redirect.
+//!
+//! Everything that leaves here was made ready by the pipeline; this knows neither runs nor credentials.
+
+mod connect;
+pub(crate) mod legacy;
+pub(crate) mod scan;
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client, Error},
+    rt::TokioTimer,
+};
+use moat_shared::{limits, rt::exec::Owned};
+use rustls::{ClientConfig, RootCertStore};
+
+pub(crate) use self::connect::ConnectFailure;
+use self::connect::Connector;
+use crate::pipeline::{RequestBody, error::PipelineError};
+
+/// Below what servers and load balancers commonly close idle connections after (section 6.8).
+const POOL_IDLE: Duration = Duration::from_secs(45);
+/// One stream of an HTTP/2 upstream: an agent that does not read stalls this much and no sibling.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Large enough for thousands of stalled streams.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// Bytes of the head and read buffer of an HTTP/1.1 upstream.
+const HTTP1_BUFFER: usize = 256 * 1024;
+
+/// The certificate authorities that this machine trusts; `SSL_CERT_FILE` and `SSL_CERT_DIR` replace them.
+pub(crate) fn platform_roots() -> Arc<RootCertStore> {
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "some certificate authorities of this machine cannot be read");
+    }
+    let mut roots = RootCertStore::empty();
+    let (added, ignored) = roots.add_parsable_certificates(found.certs);
+    tracing::debug!(added, ignored, "certificate authorities of this machine");
+    if added == 0 {
+        tracing::error!("no certificate authorities found: no https MCP server can be reached");
+    }
+    Arc::new(roots)
+}
+
+/// How long to wait for an upstream (R19). Never for the whole, never for a body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) connect: Duration,
+    pub(crate) first_byte: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { connect: limits::UPSTREAM_CONNECT, first_byte: limits::UPSTREAM_FIRST_BYTE }
+    }
+}
+
+/// Why an upstream gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    /// Nothing was sent.
+    Connect(ConnectFailure),
+    /// The connection ended first.
+    Lost,
+    FirstByte,
+    /// The answer is not HTTP, or too large a head.
+    Invalid,
+}
+
+/// All upstreams. Requests to one origin share connections, whatever run they come from; nothing of a run is in a
+/// connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Upstreams {
+    client: Client<Connector, RequestBody>,
+    patience: Patience,
+}
+
+impl Upstreams {
+    pub(crate) fn new(roots: Arc<RootCertStore>, patience: Patience) -> Result<Self, rustls::Error> {
+        let mut tls = ClientConfig::builder_with_provider(moat_shared::tls::provider())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let client = Client::builder(Owned::default())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            // Only what was never written, on a connection that had been used before (section 6.8).
+            .retry_canceled_requests(true)
+            // `Host` is the upstream's authority (R3); over HTTP/2 it is `:authority`.
+            .set_host(true)
+            .http1_max_buf_size(HTTP1_BUFFER)
+            .http1_max_headers(limits::HEADER_COUNT)
+            .http2_adaptive_window(false)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_header_list_size(limits::HEADER_LIST)
+            .http2_keep_alive_interval(limits::PING_INTERVAL)
+            .http2_keep_alive_timeout(limits::PING_TIMEOUT)
+            .build(Connector::new(Arc::new(tls), patience.connect));
+        Ok(Self { client, patience })
+    }
+
+    /// Sends a request whose URI is absolute, and waits for the head of the answer. Dropping the future, or the
+    /// answer's body, aborts the request (R17).
+    pub(crate) async fn send(
+        &self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        *request.version_mut() = Version::HTTP_11;
+        match tokio::time::timeout(self.patience.first_byte, self.client.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(classify(&error)),
+            Err(_) => Err(NoAnswer::FirstByte),
+        }
+    }
+}
+
+/// Finds the cause in a chain of errors.
+fn classify(error: &Error) -> NoAnswer {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(failure) = error.downcast_ref::<ConnectFailure>() {
+            return NoAnswer::Connect(failure.clone());
+        }
+        if error.downcast_ref::<PipelineError>().is_some() {
+            // Ours: the body was refused while it passed. The caller knows why.
+            return NoAnswer::Lost;
+        }
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return NoAnswer::Invalid;
+        }
+        cause = error.source();
+    }
+    if error.is_connect() { NoAnswer::Connect(ConnectFailure::Unreachable) } else { NoAnswer::Lost }
+}

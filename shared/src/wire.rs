@@ -57,6 +57,8 @@ pub enum ErrorKind {
     HostRefused,
     /// A method other than POST, GET and DELETE (R10).
     MethodNotAllowed,
+    /// A session id that this run did not get from this server (R15).
+    SessionUnknown,
     /// The run was unregistered.
     RunEnded,
     /// A fault of moat itself.
@@ -71,7 +73,7 @@ impl ErrorKind {
         match self {
             Self::BadRequest | Self::ForeignCredential => 400,
             Self::HostRefused => 403,
-            Self::NotConfigured => 404,
+            Self::NotConfigured | Self::SessionUnknown => 404,
             Self::MethodNotAllowed => 405,
             Self::TooLarge => 413,
             Self::Denied => 200,

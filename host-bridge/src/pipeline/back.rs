@@ -1,0 +1,231 @@
+//! The answer on its way to the agent: what its status means, which headers travel, and in what form its body does.
+//!
+//! ```text
+//! 401, 403 with a credential ──► 502, the agent never starts OAuth (section 6.3)
+//! 3xx with Location          ──► 502, nobody follows (section 6.2)
+//! 202                        ──► no body, no content type (R13)
+//! text/event-stream          ──► event by event
+//! application/json           ──► held back shortly, so that a cut is an error the agent can read
+//! everything else            ──► as it comes, status as received (R11, R12)
+//! ```
+
+mod decode;
+mod events;
+mod relay;
+mod watch;
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, response::Parts};
+use http_body::Body as HttpBody;
+use http_body_util::{BodyExt, Empty, Full};
+use moat_shared::limits;
+
+pub(crate) use self::relay::Incomplete;
+use self::{
+    decode::Coding,
+    events::{Endpoint, Events},
+    relay::{Relay, Scrub},
+    watch::Watch,
+};
+use super::{
+    Body, error::PipelineError, forward::Streaming, headers, inject::Credential, parse::Asked, place::Placed,
+    record::Trace, session::Sessions,
+};
+use crate::{
+    record::{AuditEvent, Recorder},
+    upstream::{legacy::Handles, scan::Scrubber},
+};
+
+/// How much of a JSON answer is held back, and how long, so that one which is cut becomes an error with an id. Slow
+/// answers are not kept waiting for: their head travels (section 6.14).
+const HOLD: usize = 64 * 1024;
+const HOLD_FOR: Duration = Duration::from_millis(250);
+
+/// What the way back needs of the pipeline.
+#[derive(Debug)]
+pub(super) struct Way<'a> {
+    pub(super) sessions: &'a Sessions,
+    pub(super) handles: &'a Handles,
+    pub(super) recorder: &'a Recorder,
+}
+
+/// Turns an upstream's answer into the agent's.
+pub(super) async fn back(
+    streaming: Streaming,
+    way: Way<'_>,
+    mut trace: Trace,
+) -> Result<Response<Body>, (PipelineError, Trace)> {
+    let Streaming { placed, method, asked, credential, response } = streaming;
+    let (parts, body) = response.into_parts();
+    trace.status(parts.status.as_u16());
+    if let Err(error) = judge(&parts, &placed, credential.as_ref(), way.recorder) {
+        return Err((error, trace));
+    }
+    let mut head = Response::new(());
+    *head.status_mut() = parts.status;
+    *head.headers_mut() = head_of(&parts.headers, &placed, credential.as_ref(), &way);
+    let decoder = match decode::coding(&parts.headers) {
+        Coding::Identity => None,
+        Coding::Known(decoder) => Some(decoder),
+        Coding::Unknown => return Err((invalid(&placed, "its content coding is unknown"), trace)),
+    };
+    if matches!(parts.status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        head.headers_mut().remove(header::CONTENT_TYPE);
+        trace.end(None);
+        return Ok(head.map(|()| Empty::new().map_err(|never| match never {}).boxed_unsync()));
+    }
+    let media = media_type(&parts.headers);
+    let events = (media == b"text/event-stream").then(|| {
+        head.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+        trace.streaming();
+        events_of(&method, &asked, &placed, way.handles)
+    });
+    let scrub = credential.map(|credential| Scrub {
+        scrubber: Scrubber::new(credential.forms),
+        grant: credential.token.grant().clone(),
+        placed: placed.clone(),
+        recorder: way.recorder.clone(),
+        recorded: false,
+    });
+    let server = placed.server().name.to_string();
+    let relay = Relay::new(body, decoder, scrub, events, server.clone(), trace);
+    if method == Method::POST && media == b"application/json" {
+        return match hold_back(relay).await {
+            Held::Whole(bytes) => {
+                Ok(head.map(|()| Full::new(bytes).map_err(|never| match never {}).boxed_unsync()))
+            }
+            Held::Part(relay) => Ok(head.map(|()| relay.boxed_unsync())),
+            Held::Cut(trace) => Err((PipelineError::Lost { server }, trace)),
+        };
+    }
+    Ok(head.map(|()| relay.boxed_unsync()))
+}
+
+/// Is this an answer that may travel?
+fn judge(
+    parts: &Parts,
+    placed: &Placed,
+    credential: Option<&Credential>,
+    recorder: &Recorder,
+) -> Result<(), PipelineError> {
+    let server = placed.server();
+    if let (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(credential)) = (parts.status, credential) {
+        let grant = credential.token.grant().clone();
+        recorder.audit(
+            &placed.run().id,
+            AuditEvent::CredentialRejected {
+                grant: grant.clone(),
+                host: credential.token.host().to_owned(),
+                server: server.name.clone(),
+                status: parts.status.as_u16(),
+            },
+        );
+        return Err(PipelineError::Rejected {
+            server: server.name.to_string(),
+            grant,
+            status: parts.status.as_u16(),
+        });
+    }
+    if let (true, Some(location)) = (parts.status.is_redirection(), parts.headers.get(header::LOCATION)) {
+        let base = url::Url::parse(server.upstream.as_str());
+        let target = base.ok().and_then(|base| base.join(location.to_str().ok()?).ok());
+        let target =
+            target.map_or_else(|| "an unreadable place".to_owned(), |url| url.origin().ascii_serialization());
+        return Err(PipelineError::Redirect { server: server.name.to_string(), target });
+    }
+    let length: usize =
+        parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+    if length > limits::HEADER_LIST as usize {
+        return Err(invalid(placed, "its headers are too long"));
+    }
+    Ok(())
+}
+
+/// The headers for the agent, none of which holds the credential.
+fn head_of(
+    received: &HeaderMap,
+    placed: &Placed,
+    credential: Option<&Credential>,
+    way: &Way<'_>,
+) -> HeaderMap {
+    let mut kept = headers::to_agent(received);
+    if let Some(credential) = credential {
+        let mut found = false;
+        for value in kept.values_mut() {
+            if let Some(clean) = credential.forms.clean(value.as_bytes()) {
+                *value = HeaderValue::from_bytes(&clean).unwrap_or_else(|_| HeaderValue::from_static(""));
+                found = true;
+            }
+        }
+        if found {
+            relay::reflected(way.recorder, placed, credential.token.grant(), "header");
+        }
+    }
+    way.sessions.seal(&placed.run().id, &placed.server().name, &mut kept);
+    kept
+}
+
+/// How an event stream is followed: for its responses, or for its endpoint.
+fn events_of(method: &Method, asked: &Asked, placed: &Placed, handles: &Handles) -> Events {
+    if *method == Method::GET {
+        return Events::listening(Some(Endpoint::new(placed.clone(), handles.clone())));
+    }
+    // Never ends by itself, and is opened again when it does (R24).
+    if asked.method().as_deref() == Some("subscriptions/listen") {
+        return Events::listening(None);
+    }
+    Events::answering(Watch::new(asked.clone()))
+}
+
+enum Held<U> {
+    Whole(Bytes),
+    Part(Relay<U>),
+    Cut(Trace),
+}
+
+/// Takes a small answer whole.
+async fn hold_back<U>(mut relay: Relay<U>) -> Held<U>
+where
+    U: HttpBody<Data = Bytes> + Unpin,
+{
+    let deadline = tokio::time::Instant::now() + HOLD_FOR;
+    let mut taken: Vec<Bytes> = Vec::new();
+    let mut length = 0;
+    while length <= HOLD {
+        match tokio::time::timeout_at(deadline, relay.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                let bytes = frame.into_data().unwrap_or_default();
+                length += bytes.len();
+                taken.push(bytes);
+            }
+            Ok(Some(Err(Incomplete))) => return Held::Cut(relay.into_trace()),
+            Ok(None) => return Held::Whole(joined(taken, length)),
+            Err(_) => break,
+        }
+    }
+    relay.give_back(taken);
+    Held::Part(relay)
+}
+
+fn joined(mut taken: Vec<Bytes>, length: usize) -> Bytes {
+    if taken.len() == 1 {
+        return taken.remove(0);
+    }
+    let mut whole = BytesMut::with_capacity(length);
+    for bytes in taken {
+        whole.extend_from_slice(&bytes);
+    }
+    whole.freeze()
+}
+
+fn media_type(headers: &HeaderMap) -> Vec<u8> {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let end = value.iter().position(|byte| *byte == b';').unwrap_or(value.len());
+    value[..end].trim_ascii().to_ascii_lowercase()
+}
+
+fn invalid(placed: &Placed, what: &'static str) -> PipelineError {
+    PipelineError::Invalid { server: placed.server().name.to_string(), what }
+}

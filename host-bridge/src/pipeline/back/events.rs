@@ -1,0 +1,272 @@
+//! An event stream on its way to the agent: whole events only, as soon as they are whole, unchanged but for one: the
+//! first `endpoint` of a legacy GET stream (R14, R22).
+//!
+//! ```text
+//! bytes ──► watch (responses, ids) ──► hold to the event's end ──► endpoint rewritten ──► agent
+//!                                          └► longer than EVENT_MAX: passes in parts
+//! ```
+
+use bytes::{Bytes, BytesMut};
+use moat_shared::{limits, sse::Boundaries};
+
+use super::watch::Watch;
+use crate::{
+    pipeline::place::Placed,
+    upstream::legacy::{BadEndpoint, Handle, Handles},
+};
+
+/// An event that is held until it is whole. A longer one passes in parts: memory is bounded, whatever an upstream sends.
+const EVENT_MAX: usize = 256 * 1024;
+
+/// Follows one event stream.
+#[derive(Debug)]
+pub(super) struct Events {
+    held: BytesMut,
+    /// Of what came.
+    boundaries: Boundaries,
+    /// Of what left.
+    left: Boundaries,
+    watch: Option<Watch>,
+    endpoint: Option<Endpoint>,
+    /// Keeps the message endpoint alive for as long as the stream.
+    handle: Option<Handle>,
+}
+
+impl Events {
+    /// The answer to a POST, which waits for responses.
+    pub(super) fn answering(watch: Watch) -> Self {
+        Self::new(Some(watch), None)
+    }
+
+    /// A stream that nobody waits for: a GET, or `subscriptions/listen`.
+    pub(super) fn listening(endpoint: Option<Endpoint>) -> Self {
+        Self::new(None, endpoint)
+    }
+
+    fn new(watch: Option<Watch>, endpoint: Option<Endpoint>) -> Self {
+        Self {
+            held: BytesMut::new(),
+            boundaries: Boundaries::default(),
+            left: Boundaries::default(),
+            watch,
+            endpoint,
+            handle: None,
+        }
+    }
+
+    pub(super) fn watch(&self) -> Option<&Watch> {
+        self.watch.as_ref()
+    }
+
+    /// What a new event needs before it on the agent's side.
+    pub(super) fn closing(&self) -> &'static [u8] {
+        self.left.closing()
+    }
+
+    /// The next bytes. Returns what may travel; empty when no event is whole.
+    pub(super) fn push(&mut self, bytes: Bytes) -> Result<Bytes, BadEndpoint> {
+        if let Some(watch) = &mut self.watch {
+            watch.push(&bytes);
+        }
+        let whole = self.boundaries.push(&bytes);
+        let ready = match whole {
+            Some(end) if self.held.is_empty() => {
+                self.held.extend_from_slice(&bytes[end..]);
+                bytes.slice(..end)
+            }
+            Some(end) => {
+                self.held.extend_from_slice(&bytes[..end]);
+                let ready = self.held.split().freeze();
+                self.held.extend_from_slice(&bytes[end..]);
+                ready
+            }
+            None => {
+                self.held.extend_from_slice(&bytes);
+                if self.held.len() > EVENT_MAX { self.held.split().freeze() } else { Bytes::new() }
+            }
+        };
+        let ready = self.rewrite(ready)?;
+        self.left.push(&ready);
+        Ok(ready)
+    }
+
+    /// What is held when the stream ends properly. No client dispatches an event that is cut off, but it is not ours
+    /// to drop.
+    pub(super) fn finish(&mut self) -> Bytes {
+        let rest = self.held.split().freeze();
+        self.left.push(&rest);
+        rest
+    }
+
+    fn rewrite(&mut self, ready: Bytes) -> Result<Bytes, BadEndpoint> {
+        let Some(endpoint) = &mut self.endpoint else { return Ok(ready) };
+        match endpoint.push(&ready)? {
+            Rewrite::NotYet => Ok(ready),
+            Rewrite::Never => {
+                self.endpoint = None;
+                Ok(ready)
+            }
+            Rewrite::Done(bytes, handle) => {
+                self.endpoint = None;
+                self.handle = Some(handle);
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// Looks for the `endpoint` event at the start of a stream.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    placed: Placed,
+    handles: Handles,
+    seen: usize,
+}
+
+enum Rewrite {
+    NotYet,
+    /// The first event is another one, or too much came before it: a byte copy from here on.
+    Never,
+    Done(Bytes, Handle),
+}
+
+impl Endpoint {
+    pub(super) fn new(placed: Placed, handles: Handles) -> Self {
+        Self { placed, handles, seen: 0 }
+    }
+
+    fn push(&mut self, ready: &Bytes) -> Result<Rewrite, BadEndpoint> {
+        let mut start = 0;
+        while start < ready.len() {
+            let mut boundaries = Boundaries::default();
+            let rest = &ready[start..];
+            // The end of the first event: the shortest prefix that ends one, with the LF of its CRLF.
+            let Some(mut length) = (1..=rest.len()).find(|&n| boundaries.push(&rest[n - 1..n]).is_some())
+            else {
+                return Ok(Rewrite::Never);
+            };
+            if rest[length - 1] == b'\r' && rest.get(length) == Some(&b'\n') {
+                length += 1;
+            }
+            let first_of_stream = self.seen == 0 && start == 0;
+            match endpoint_in(&rest[..length], first_of_stream) {
+                First::Nothing => start += length,
+                First::Other => return Ok(Rewrite::Never),
+                First::Endpoint(target) => {
+                    let run = self.placed.run();
+                    let server = self.placed.server();
+                    let handle = self.handles.register(&run.id, &server.name, &server.upstream, &target)?;
+                    let mut bytes = BytesMut::from(&ready[..start]);
+                    bytes.extend_from_slice(
+                        format!("event: endpoint\ndata: {}\n\n", handle.path()).as_bytes(),
+                    );
+                    bytes.extend_from_slice(&rest[length..]);
+                    return Ok(Rewrite::Done(bytes.freeze(), handle));
+                }
+            }
+        }
+        self.seen += ready.len();
+        Ok(if self.seen > limits::LEGACY_PREAMBLE { Rewrite::Never } else { Rewrite::NotYet })
+    }
+}
+
+enum First {
+    /// Comments and blank lines.
+    Nothing,
+    Other,
+    Endpoint(String),
+}
+
+/// Reads one event, as its bytes stand.
+fn endpoint_in(event: &[u8], first_of_stream: bool) -> First {
+    let event = if first_of_stream { event.strip_prefix(b"\xef\xbb\xbf").unwrap_or(event) } else { event };
+    let Ok(text) = std::str::from_utf8(event) else { return First::Other };
+    let (mut name, mut data) = (None, Vec::new());
+    for line in text.split(['\r', '\n']) {
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "event" => name = Some(value),
+            "data" => data.push(value),
+            _ => {}
+        }
+    }
+    match (name, data.is_empty()) {
+        (None, true) => First::Nothing,
+        (Some("endpoint"), false) => First::Endpoint(data.join("\n")),
+        _ => First::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::{place, testing};
+    use http::Method;
+    use test_case::test_case;
+
+    fn legacy() -> (Events, Handles, std::sync::Arc<crate::registry::Run>) {
+        let run = testing::run(&[("old", "http://localhost:3001/sse", None)]);
+        let handles = Handles::default();
+        let placed = place::place(&run, &Method::GET, &"/mcp/old".parse().unwrap(), &handles).unwrap();
+        (Events::listening(Some(Endpoint::new(placed, handles.clone()))), handles, run)
+    }
+
+    fn run_through(stream: &[u8], chunk: usize) -> Result<(String, Option<String>), BadEndpoint> {
+        let (mut events, handles, run) = legacy();
+        let mut out = Vec::new();
+        for bytes in stream.chunks(chunk) {
+            out.extend_from_slice(&events.push(Bytes::copy_from_slice(bytes))?);
+        }
+        out.extend_from_slice(&events.finish());
+        let text = String::from_utf8(out).unwrap();
+        let handle = text.split("/mcp/old/.message/").nth(1).map(|rest| rest[..32].to_owned());
+        let server = &run.servers[0].name;
+        let target = handle.as_deref().and_then(|h| handles.find(&run.id, server, h)).map(|t| t.to_string());
+        Ok((text, target))
+    }
+
+    #[test_case(b"event: endpoint\ndata: /message?sessionId=1\n\n"; "typescript")]
+    #[test_case(b"event:endpoint\r\ndata:/message?sessionId=1\r\n\r\n"; "crlf, no space")]
+    #[test_case(b"data: /message?sessionId=1\revent: endpoint\r\r"; "cr, data first")]
+    #[test_case(b": hello\n\n: again\n\nevent: endpoint\ndata: /message?sessionId=1\n\n"; "after comments")]
+    #[test_case(b"\xef\xbb\xbfevent: endpoint\ndata: http://localhost:3001/message?sessionId=1\n\n"; "bom, absolute")]
+    fn r22_the_endpoint_is_rewritten(stream: &[u8]) {
+        for chunk in [1, 7, stream.len()] {
+            let mut stream = stream.to_vec();
+            stream.extend_from_slice(b"event: endpoint\ndata: /second\n\n");
+            let (text, target) = run_through(&stream, chunk).unwrap();
+            assert_eq!(target.as_deref(), Some("/message?sessionId=1"), "{text}");
+            assert!(text.ends_with("event: endpoint\ndata: /second\n\n"), "only the first: {text}");
+        }
+    }
+
+    #[test_case(b"event: message\ndata: {}\n\nevent: endpoint\ndata: /m\n\n"; "not the first")]
+    #[test_case(b"id: 1\ndata:\n\nevent: endpoint\ndata: /m\n\n"; "after a priming event")]
+    fn r22_nothing_else_is_touched(stream: &[u8]) {
+        assert_eq!(run_through(stream, 5).unwrap(), (String::from_utf8(stream.to_vec()).unwrap(), None));
+    }
+
+    #[test]
+    fn an_endpoint_elsewhere_aborts() {
+        let stream = b"event: endpoint\ndata: https://evil.example/m\n\n";
+        assert_eq!(run_through(stream, 9), Err(BadEndpoint::Origin));
+    }
+
+    #[test]
+    fn r14_events_leave_when_they_are_whole() {
+        let mut events = Events::listening(None);
+        assert_eq!(events.push(Bytes::from_static(b"data: a\n")).unwrap(), "");
+        assert_eq!(events.push(Bytes::from_static(b"\ndata: b\n\ndata")).unwrap(), "data: a\n\ndata: b\n\n");
+        assert_eq!(events.closing(), b"");
+        assert_eq!(events.push(Bytes::from_static(b": c\r\n\r\n")).unwrap(), "data: c\r\n\r\n");
+    }
+
+    #[test]
+    fn an_endless_event_passes_in_parts() {
+        let mut events = Events::listening(None);
+        let big = Bytes::from(vec![b'x'; EVENT_MAX + 1]);
+        assert_eq!(events.push(big.clone()).unwrap().len(), big.len());
+        assert_eq!(events.closing(), b"\n\n", "an error event after it needs ends of line and event");
+    }
+}

@@ -1,0 +1,260 @@
+//! The answer's body on its way to the agent, frame by frame: decoded, cleaned of the credential, cut at events.
+//!
+//! ```text
+//! upstream ──► decode ──► scrub ──► events ──► agent
+//!     │ ended properly ──► the end, unless a response is missing
+//!     └ lost ──► Loss
+//! ```
+//!
+//! Dropping it aborts the upstream (R17) and ends the trace.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use moat_shared::grant::GrantName;
+
+use super::{
+    decode::{self, Decoder},
+    events::Events,
+};
+use crate::{
+    pipeline::{error::PipelineError, place::Placed, record::Trace},
+    record::{AuditEvent, Failure, Recorder},
+    upstream::scan::Scrubber,
+};
+
+/// The body ended before its time: the stream to the agent is reset, never ended (T3).
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream's answer is not complete")]
+pub(crate) struct Incomplete;
+
+/// One answer's body.
+#[derive(Debug)]
+pub(super) struct Relay<U> {
+    /// `None` when nothing more comes from there.
+    upstream: Option<U>,
+    /// Received, not yet worked on.
+    input: Bytes,
+    out: VecDeque<Bytes>,
+    decoder: Option<Decoder>,
+    scrub: Option<Scrub>,
+    events: Option<Events>,
+    server: String,
+    trace: Trace,
+    incomplete: bool,
+}
+
+/// Replaces the credential, and records the first time.
+#[derive(Debug)]
+pub(super) struct Scrub {
+    pub(super) scrubber: Scrubber,
+    pub(super) placed: Placed,
+    pub(super) grant: GrantName,
+    pub(super) recorder: Recorder,
+    pub(super) recorded: bool,
+}
+
+impl Scrub {
+    fn push(&mut self, bytes: Bytes) -> Bytes {
+        let clean = self.scrubber.push(bytes);
+        self.record();
+        clean
+    }
+
+    fn finish(&mut self) -> Bytes {
+        let rest = self.scrubber.finish();
+        self.record();
+        rest
+    }
+
+    fn record(&mut self) {
+        if self.scrubber.found() > 0 && !std::mem::replace(&mut self.recorded, true) {
+            reflected(&self.recorder, &self.placed, &self.grant, "body");
+        }
+    }
+}
+
+/// Records that an upstream echoed the credential.
+pub(super) fn reflected(recorder: &Recorder, placed: &Placed, grant: &GrantName, place: &str) {
+    let server = placed.server();
+    recorder.audit(
+        &placed.run().id,
+        AuditEvent::SecretReflected {
+            grant: grant.clone(),
+            host: server.upstream.host().to_owned(),
+            server: server.name.clone(),
+            place: place.to_owned(),
+        },
+    );
+}
+
+impl<U> Relay<U> {
+    pub(super) fn new(
+        upstream: U,
+        decoder: Option<Decoder>,
+        scrub: Option<Scrub>,
+        events: Option<Events>,
+        server: String,
+        trace: Trace,
+    ) -> Self {
+        Self {
+            upstream: Some(upstream),
+            input: Bytes::new(),
+            out: VecDeque::new(),
+            decoder,
+            scrub,
+            events,
+            server,
+            trace,
+            incomplete: false,
+        }
+    }
+
+    /// The trace of an answer that will not be passed on.
+    pub(super) fn into_trace(self) -> Trace {
+        self.trace
+    }
+
+    /// Gives bytes back that were taken from here: they come first.
+    pub(super) fn give_back(&mut self, taken: Vec<Bytes>) {
+        for bytes in taken.into_iter().rev() {
+            self.out.push_front(bytes);
+        }
+    }
+
+    fn emit(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.out.push_back(bytes);
+        }
+    }
+
+    /// Works on what was received. `Err` when it cannot be passed on.
+    fn work(&mut self) -> Result<(), Failure> {
+        let length =
+            if self.decoder.is_some() { decode::SLICE.min(self.input.len()) } else { self.input.len() };
+        let slice = self.input.split_to(length);
+        let bytes = match &mut self.decoder {
+            Some(decoder) => decoder.push(&slice).map_err(|_| Failure::Invalid)?,
+            None => slice,
+        };
+        self.pass(bytes)
+    }
+
+    fn pass(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let clean = match &mut self.scrub {
+            Some(scrub) => scrub.push(bytes),
+            None => bytes,
+        };
+        self.cut(clean)
+    }
+
+    fn cut(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        let ready = match &mut self.events {
+            Some(events) => events.push(bytes).map_err(|error| {
+                tracing::warn!(server = self.server, %error, "the stream was refused");
+                Failure::Invalid
+            })?,
+            None => bytes,
+        };
+        self.emit(ready);
+        Ok(())
+    }
+
+    /// The upstream ended properly.
+    fn finish(&mut self) -> Result<(), Failure> {
+        if let Some(decoder) = &mut self.decoder {
+            let rest = decoder.finish().map_err(|_| Failure::Lost)?;
+            self.pass(rest)?;
+        }
+        if let Some(scrub) = &mut self.scrub {
+            let rest = scrub.finish();
+            self.cut(rest)?;
+        }
+        let missing =
+            self.events.as_ref().and_then(Events::watch).is_some_and(|w| !w.outstanding().is_empty());
+        if missing {
+            return Err(Failure::Lost);
+        }
+        if let Some(events) = &mut self.events {
+            let rest = events.finish();
+            self.emit(rest);
+        }
+        self.trace.end(None);
+        Ok(())
+    }
+
+    /// The answer cannot be completed (R18): the client resumes, or gets an error for each request that still waits.
+    fn lose(&mut self, failure: Failure) {
+        tracing::warn!(server = self.server, ?failure, "an answer of the upstream is not complete");
+        self.trace.end(Some(failure));
+        let waiting = self
+            .events
+            .as_ref()
+            .and_then(|events| Some((events, events.watch()?)))
+            .filter(|(_, watch)| !watch.is_resumable())
+            .map(|(events, watch)| (events.closing(), watch.outstanding()))
+            .filter(|(_, outstanding)| !outstanding.is_empty());
+        let Some((closing, outstanding)) = waiting else {
+            self.incomplete = true;
+            return;
+        };
+        let error = PipelineError::Lost { server: self.server.clone() };
+        self.emit(Bytes::from_static(closing));
+        for id in outstanding {
+            self.emit(error.event(&id, &self.server).into());
+        }
+    }
+}
+
+impl<U> Body for Relay<U>
+where
+    U: Body<Data = Bytes> + Unpin,
+{
+    type Data = Bytes;
+    type Error = Incomplete;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(bytes) = this.out.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            let step = if !this.input.is_empty() {
+                this.work()
+            } else {
+                let Some(upstream) = &mut this.upstream else {
+                    let end = std::mem::take(&mut this.incomplete).then_some(Err(Incomplete));
+                    return Poll::Ready(end);
+                };
+                match ready!(Pin::new(upstream).poll_frame(cx)) {
+                    Some(Ok(frame)) => {
+                        // Trailers are dropped (T8).
+                        this.input = frame.into_data().unwrap_or_default();
+                        Ok(())
+                    }
+                    Some(Err(_)) => Err(Failure::Lost),
+                    None => {
+                        this.upstream = None;
+                        this.finish()
+                    }
+                }
+            };
+            if let Err(failure) = step {
+                this.upstream = None;
+                this.input = Bytes::new();
+                this.lose(failure);
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Reads a request strictly, while it passes: what is judged is what is sent, byte for byte (R8, R9).
+//!
+//! ```text
+//! body ──► hold back up to HOLD ──► over and good ──► sent whole
+//!                 │                └► longer ──► sent as it comes, read as it comes; a fault aborts the upstream
+//!                 └► fault ──► 400, the upstream never heard of it
+//! ```
+//!
+//! A body that a policy has to judge will be held back whole, up to [`moat_shared::limits::JUDGED_BODY`].
+
+pub(super) mod claims;
+pub(super) mod envelope;
+pub(super) mod json;
+mod passing;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, header};
+use http_body::Body as HttpBody;
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use moat_shared::{limits, rpc::RawId};
+
+pub(crate) use self::json::Fault;
+use self::{
+    claims::Claims,
+    envelope::Envelope,
+    json::{Duplicates, Reader},
+    passing::Passing,
+};
+use super::{error::PipelineError, place::Placed};
+
+/// How much of a body is held back before the upstream hears of the request.
+const HOLD: usize = 64 * 1024;
+
+/// A request body on its way to the upstream.
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, PipelineError>;
+
+/// A request that was read, or is being read while it is sent.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    placed: Placed,
+    method: Method,
+    headers: HeaderMap,
+    body: RequestBody,
+    asked: Asked,
+}
+
+impl Parsed {
+    pub(super) fn placed(&self) -> &Placed {
+        &self.placed
+    }
+    pub(super) fn asked(&self) -> &Asked {
+        &self.asked
+    }
+    pub(super) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+    /// Apart: where it goes, with what method and headers, and what it says.
+    pub(super) fn into_parts(self) -> (Placed, Method, HeaderMap, RequestBody, Asked) {
+        (self.placed, self.method, self.headers, self.body, self.asked)
+    }
+}
+
+/// What the request asks; grows while the body passes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Asked(Arc<Mutex<Judge>>);
+
+impl Asked {
+    fn judge(&self) -> MutexGuard<'_, Judge> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The id to answer to: that of the one request. A batch has none.
+    pub(super) fn id(&self) -> Option<RawId> {
+        match self.judge().envelope.messages() {
+            [message] if !message.response => message.id.clone(),
+            _ => None,
+        }
+    }
+
+    /// The ids of all requests, each of which waits for a response.
+    pub(super) fn ids(&self) -> Vec<RawId> {
+        let judge = self.judge();
+        let requests = judge.envelope.messages().iter().filter(|m| m.method.is_some());
+        requests.filter_map(|message| message.id.clone()).collect()
+    }
+
+    /// The method, for the trace: the first one's.
+    pub(super) fn method(&self) -> Option<String> {
+        self.judge().envelope.messages().iter().find_map(|message| message.method.clone())
+    }
+
+    /// What a whole body asks.
+    #[cfg(test)]
+    pub(super) fn of(body: &str) -> Self {
+        let asked = Self::default();
+        asked.judge().take(body.as_bytes()).unwrap();
+        asked
+    }
+
+    /// Why the body was refused while it passed.
+    pub(super) fn fault(&self) -> Option<PipelineError> {
+        self.judge().fault.clone()
+    }
+}
+
+/// Reads the body while it passes.
+#[derive(Debug)]
+struct Judge {
+    reader: Reader,
+    envelope: Envelope,
+    claims: Claims,
+    taken: u64,
+    fault: Option<PipelineError>,
+}
+
+impl Default for Judge {
+    fn default() -> Self {
+        Self {
+            reader: Reader::new(Duplicates::Refused),
+            envelope: Envelope::default(),
+            claims: Claims::default(),
+            taken: 0,
+            fault: None,
+        }
+    }
+}
+
+impl Judge {
+    /// The next bytes may pass, or nothing more may.
+    fn take(&mut self, bytes: &[u8]) -> Result<(), PipelineError> {
+        let was_done = self.reader.is_done();
+        self.taken += bytes.len() as u64;
+        let read = if self.taken > limits::STREAMED_BODY {
+            Err(PipelineError::Body(Fault::TooLong))
+        } else {
+            self.reader.push(bytes, &mut self.envelope).map_err(PipelineError::Body)
+        };
+        // As soon as all is said, and before its last byte passes.
+        let checked = read.and_then(|()| {
+            if !was_done && self.reader.is_done() { self.claims.check(&self.envelope) } else { Ok(()) }
+        });
+        self.keep(checked)
+    }
+
+    fn finish(&mut self) -> Result<(), PipelineError> {
+        let finished = self.reader.finish(&mut self.envelope).map_err(PipelineError::Body);
+        self.keep(finished)
+    }
+
+    fn keep(&mut self, result: Result<(), PipelineError>) -> Result<(), PipelineError> {
+        if let Err(error) = &result {
+            self.fault.get_or_insert_with(|| error.clone());
+        }
+        result
+    }
+}
+
+/// Reads a request as far as must be known before anything is sent. `asked` outlives a refusal: it knows the id.
+pub(super) async fn parse<B>(
+    placed: Placed,
+    request: Request<B>,
+    asked: &Asked,
+) -> Result<Parsed, PipelineError>
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+{
+    let (head, mut body) = request.into_parts();
+    let asked = asked.clone();
+    asked.judge().claims = Claims::of(&head.headers)?;
+    let judged = head.method == Method::POST;
+    let mut held = Vec::new();
+    let mut length = 0;
+    let mut over = body.is_end_stream();
+    while !over && length < HOLD {
+        let Some(frame) = body.frame().await else {
+            over = true;
+            break;
+        };
+        // Trailers are dropped (T8).
+        let Ok(data) = frame.map_err(|_| PipelineError::RequestLost)?.into_data() else { continue };
+        if data.is_empty() {
+            continue;
+        }
+        if length == 0 {
+            may_have_body(judged, &head.headers)?;
+        }
+        asked.judge().take(&data)?;
+        length += data.len();
+        held.push(data);
+        over = body.is_end_stream();
+    }
+    if over && length > 0 {
+        asked.judge().finish()?;
+    }
+    let body = Passing::new(held, (!over).then_some(body), asked.clone());
+    Ok(Parsed { placed, method: head.method, headers: head.headers, body: body.boxed_unsync(), asked })
+}
+
+/// The id of a request that will not be sent, if it comes at once. For answers only.
+pub(super) async fn peek<B>(mut body: B, asked: &Asked)
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin,
+{
+    let mut length = 0;
+    while length < HOLD && !body.is_end_stream() {
+        let Some(Ok(frame)) = body.frame().await else { return };
+        let Ok(data) = frame.into_data() else { return };
+        length += data.len();
+        if asked.judge().take(&data).is_err() {
+            return;
+        }
+    }
+}
+
+/// Only JSON in UTF-8, as it is, can be judged; and only a POST has a body.
+fn may_have_body(judged: bool, headers: &HeaderMap) -> Result<(), PipelineError> {
+    let refused = Err(PipelineError::Body(Fault::MediaType));
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(media_type), None) = (types.next(), types.next()) else { return refused };
+    let text = media_type.to_str().unwrap_or_default().to_ascii_lowercase();
+    let mut parts = text.split(';').map(str::trim);
+    let json = parts.next() == Some("application/json");
+    let utf8 = parts.all(|parameter| {
+        parameter.strip_prefix("charset=").is_none_or(|charset| charset.trim_matches('"') == "utf-8")
+    });
+    let encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let plain = encodings.into_iter().all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if judged && json && utf8 && plain { Ok(()) } else { refused }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case(&[("content-type", "application/json")] => true)]
+    #[test_case(&[("content-type", "Application/JSON; charset=UTF-8")] => true; "with charset")]
+    #[test_case(&[] => false; "none")]
+    #[test_case(&[("content-type", "text/plain")] => false; "text")]
+    #[test_case(&[("content-type", "application/jsonp")] => false; "longer")]
+    #[test_case(&[("content-type", "application/json; charset=utf-16")] => false; "another charset")]
+    #[test_case(&[("content-type", "application/json"), ("content-type", "application/json")] => false; "twice")]
+    #[test_case(&[("content-type", "application/json"), ("content-encoding", "gzip")] => false; "encoded")]
+    fn bodies(headers: &[(&'static str, &'static str)]) -> bool {
+        let map = headers
+            .iter()
+            .map(|(n, v)| (http::HeaderName::from_static(n), http::HeaderValue::from_static(v)))
+            .collect();
+        may_have_body(true, &map).is_ok()
+    }
+}

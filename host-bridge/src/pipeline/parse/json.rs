@@ -1,0 +1,445 @@
+//! A strict JSON reader that takes bytes as they come, holds none of them but the token it was asked for, and tells a
+//! [`Visitor`] where it is.
+//!
+//! Refused is what two decoders could read differently: bytes that are not UTF-8, a key twice in one object, numbers
+//! outside the grammar or beyond a double, nesting beyond a limit, anything after the value.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
+use moat_shared::limits;
+
+/// Why a text is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("not valid JSON")]
+    Syntax,
+    #[error("not valid UTF-8")]
+    Utf8,
+    #[error("bytes after the JSON value")]
+    Trailing,
+    #[error("the body ends inside the JSON value")]
+    Truncated,
+    #[error("a number that not every reader can hold")]
+    Number,
+    #[error("a key is given twice")]
+    DuplicateKey,
+    #[error("a key differs only by case from one that has a meaning")]
+    KeyCase,
+    #[error("a name that not every reader reads alike")]
+    Ambiguous,
+    #[error("nested too deep")]
+    Depth,
+    #[error("too long")]
+    TooLong,
+    #[error("not a JSON-RPC message")]
+    NotRpc,
+    #[error("a POST body must be application/json, not encoded")]
+    MediaType,
+}
+
+impl Fault {
+    /// Is it about size?
+    pub(crate) fn is_size(self) -> bool {
+        matches!(self, Self::TooLong)
+    }
+    /// Is it no JSON at all, rather than JSON that is refused?
+    pub(crate) fn is_syntax(self) -> bool {
+        matches!(self, Self::Syntax | Self::Utf8 | Self::Trailing | Self::Truncated)
+    }
+}
+
+/// What a value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Object,
+    Array,
+    String,
+    Number,
+    /// `true`, `false`, `null`.
+    Word,
+}
+
+/// Told of the text's structure. Depth is the number of containers around the thing.
+pub(crate) trait Visitor {
+    /// A key, decoded. The value comes next.
+    fn key(&mut self, depth: usize, key: &str) -> Result<(), Fault>;
+    /// A value starts. Says how many bytes of its token to keep; 0 for none. Containers are never kept.
+    fn begin(&mut self, depth: usize, kind: Kind) -> Result<usize, Fault>;
+    /// A value is over; its token, raw, where it was asked for and not longer.
+    fn end(&mut self, depth: usize, kind: Kind, token: Option<&str>) -> Result<(), Fault>;
+}
+
+/// Are keys that come twice refused? Yes for requests; an upstream's answers are not ours to judge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Duplicates {
+    Refused,
+    Ignored,
+}
+
+/// Keys alive in all open objects. A legal message has a handful.
+const LIVE_KEYS: usize = 64 * 1024;
+/// Bytes of one key.
+const KEY_MAX: usize = 4096;
+/// Bytes of one number.
+const NUMBER_MAX: usize = 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A value must come.
+    Value,
+    /// After `[`: a value or `]`.
+    FirstElement,
+    /// After `{`: a key or `}`.
+    FirstKey,
+    /// After `,` in an object.
+    Key,
+    Colon,
+    /// After a value in a container: `,` or the end.
+    Next,
+    Text(Text),
+    Number(Number),
+    /// What is left of `true`, `false` or `null`.
+    Word(&'static [u8]),
+    Done,
+}
+
+/// Inside a string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Text {
+    Plain,
+    Escape,
+    Hex(u8),
+}
+
+/// Where in a number's grammar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Number {
+    Minus,
+    Zero,
+    Digits,
+    Point,
+    Fraction,
+    E,
+    ESign,
+    Exponent,
+}
+
+impl Number {
+    fn may_end(self) -> bool {
+        matches!(self, Self::Zero | Self::Digits | Self::Fraction | Self::Exponent)
+    }
+
+    fn next(self, byte: u8) -> Option<Self> {
+        Some(match (self, byte) {
+            (Self::Minus, b'0') => Self::Zero,
+            (Self::Minus, b'1'..=b'9') | (Self::Digits, b'0'..=b'9') => Self::Digits,
+            (Self::Zero | Self::Digits, b'.') => Self::Point,
+            (Self::Point | Self::Fraction, b'0'..=b'9') => Self::Fraction,
+            (Self::Zero | Self::Digits | Self::Fraction, b'e' | b'E') => Self::E,
+            (Self::E, b'+' | b'-') => Self::ESign,
+            (Self::E | Self::ESign | Self::Exponent, b'0'..=b'9') => Self::Exponent,
+            _ => return None,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Frame {
+    object: bool,
+    keys: HashSet<u64>,
+}
+
+/// The reader.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    state: State,
+    stack: Vec<Frame>,
+    duplicates: Duplicates,
+    /// Keyed at random: nobody can make two keys collide, and a collision only refuses.
+    hasher: RandomState,
+    live_keys: usize,
+    is_key: bool,
+    /// The token that is kept, raw.
+    token: Vec<u8>,
+    keep: usize,
+    kept_whole: bool,
+    utf8: Utf8,
+}
+
+impl Reader {
+    pub(crate) fn new(duplicates: Duplicates) -> Self {
+        Self {
+            state: State::Value,
+            stack: Vec::new(),
+            duplicates,
+            hasher: RandomState::new(),
+            live_keys: 0,
+            is_key: false,
+            token: Vec::new(),
+            keep: 0,
+            kept_whole: true,
+            utf8: Utf8::default(),
+        }
+    }
+
+    /// Is the value complete? Only white space may follow.
+    pub(crate) fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Takes the next bytes.
+    pub(crate) fn push(&mut self, bytes: &[u8], visitor: &mut impl Visitor) -> Result<(), Fault> {
+        self.utf8.push(bytes)?;
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            match self.state {
+                State::Text(Text::Plain) => at += self.plain(&bytes[at..], visitor)?,
+                State::Text(text) => {
+                    self.escape(text, byte)?;
+                    at += 1;
+                }
+                State::Number(number) => match number.next(byte) {
+                    Some(next) => {
+                        self.state = State::Number(next);
+                        self.keep_bytes(&[byte])?;
+                        at += 1;
+                    }
+                    // Not the number's byte any more: read it again after it.
+                    None => self.end_number(number, visitor)?,
+                },
+                State::Word(rest) => {
+                    if rest.first() != Some(&byte) {
+                        return Err(Fault::Syntax);
+                    }
+                    self.keep_bytes(&[byte])?;
+                    at += 1;
+                    match &rest[1..] {
+                        [] => self.end_scalar(Kind::Word, visitor)?,
+                        rest => self.state = State::Word(rest),
+                    }
+                }
+                _ => {
+                    if !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+                        self.structure(byte, visitor)?;
+                    }
+                    at += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The text is over.
+    pub(crate) fn finish(&mut self, visitor: &mut impl Visitor) -> Result<(), Fault> {
+        self.utf8.finish()?;
+        if let State::Number(number) = self.state {
+            self.end_number(number, visitor)?;
+        }
+        if self.is_done() { Ok(()) } else { Err(Fault::Truncated) }
+    }
+
+    /// A byte between tokens.
+    fn structure(&mut self, byte: u8, visitor: &mut impl Visitor) -> Result<(), Fault> {
+        match (self.state, byte) {
+            (State::FirstElement, b']') | (State::FirstKey, b'}') => self.close(visitor),
+            (State::FirstKey | State::Key, b'"') => {
+                self.is_key = true;
+                self.begin_token(KEY_MAX, byte, State::Text(Text::Plain))
+            }
+            (State::Colon, b':') => {
+                self.state = State::Value;
+                Ok(())
+            }
+            (State::Next, b',') => {
+                let object = self.stack.last().is_some_and(|frame| frame.object);
+                self.state = if object { State::Key } else { State::Value };
+                Ok(())
+            }
+            (State::Next, b']' | b'}') => {
+                let object = self.stack.last().is_some_and(|frame| frame.object);
+                if object == (byte == b'}') { self.close(visitor) } else { Err(Fault::Syntax) }
+            }
+            (State::Value | State::FirstElement, _) => self.value(byte, visitor),
+            (State::Done, _) => Err(Fault::Trailing),
+            _ => Err(Fault::Syntax),
+        }
+    }
+
+    /// The first byte of a value.
+    fn value(&mut self, byte: u8, visitor: &mut impl Visitor) -> Result<(), Fault> {
+        let (kind, state) = match byte {
+            b'{' => (Kind::Object, State::FirstKey),
+            b'[' => (Kind::Array, State::FirstElement),
+            b'"' => (Kind::String, State::Text(Text::Plain)),
+            b'-' => (Kind::Number, State::Number(Number::Minus)),
+            b'0' => (Kind::Number, State::Number(Number::Zero)),
+            b'1'..=b'9' => (Kind::Number, State::Number(Number::Digits)),
+            b't' => (Kind::Word, State::Word(b"rue")),
+            b'f' => (Kind::Word, State::Word(b"alse")),
+            b'n' => (Kind::Word, State::Word(b"ull")),
+            _ => return Err(Fault::Syntax),
+        };
+        let keep = visitor.begin(self.stack.len(), kind)?;
+        match kind {
+            Kind::Object | Kind::Array => {
+                if self.stack.len() >= limits::JSON_DEPTH {
+                    return Err(Fault::Depth);
+                }
+                self.stack.push(Frame { object: kind == Kind::Object, keys: HashSet::new() });
+                self.state = state;
+                Ok(())
+            }
+            Kind::Number => self.begin_token(NUMBER_MAX, byte, state),
+            Kind::String | Kind::Word => self.begin_token(keep, byte, state),
+        }
+    }
+
+    fn begin_token(&mut self, keep: usize, byte: u8, state: State) -> Result<(), Fault> {
+        self.token.clear();
+        self.keep = keep;
+        self.kept_whole = keep > 0;
+        self.state = state;
+        self.keep_bytes(&[byte])
+    }
+
+    fn keep_bytes(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        if !self.kept_whole {
+            return Ok(());
+        }
+        if self.token.len() + bytes.len() <= self.keep {
+            self.token.extend_from_slice(bytes);
+        } else if self.is_key || matches!(self.state, State::Number(_)) {
+            return Err(Fault::TooLong);
+        } else {
+            self.kept_whole = false;
+            self.token.clear();
+        }
+        Ok(())
+    }
+
+    /// Inside a string, up to the next quote or backslash. Returns how many bytes were taken.
+    fn plain(&mut self, bytes: &[u8], visitor: &mut impl Visitor) -> Result<usize, Fault> {
+        let special = memchr::memchr2(b'"', b'\\', bytes);
+        let text = &bytes[..special.unwrap_or(bytes.len())];
+        if text.iter().any(|byte| *byte < 0x20) {
+            return Err(Fault::Syntax);
+        }
+        let Some(special) = special else {
+            self.keep_bytes(text)?;
+            return Ok(text.len());
+        };
+        self.keep_bytes(&bytes[..=special])?;
+        if bytes[special] == b'\\' {
+            self.state = State::Text(Text::Escape);
+        } else if std::mem::take(&mut self.is_key) {
+            self.end_key(visitor)?;
+        } else {
+            self.end_scalar(Kind::String, visitor)?;
+        }
+        Ok(special + 1)
+    }
+
+    fn escape(&mut self, text: Text, byte: u8) -> Result<(), Fault> {
+        let next = match (text, byte) {
+            (Text::Escape, b'u') => Text::Hex(4),
+            (Text::Escape, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Text::Plain,
+            (Text::Hex(1), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => Text::Plain,
+            (Text::Hex(left), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => Text::Hex(left - 1),
+            _ => return Err(Fault::Syntax),
+        };
+        self.state = State::Text(next);
+        self.keep_bytes(&[byte])
+    }
+
+    fn end_key(&mut self, visitor: &mut impl Visitor) -> Result<(), Fault> {
+        // Half a surrogate pair is read in three different ways.
+        let key: std::borrow::Cow<'_, str> = if self.token.contains(&b'\\') {
+            serde_json::from_slice::<String>(&self.token).map_err(|_| Fault::Ambiguous)?.into()
+        } else {
+            let inner = self.token.get(1..self.token.len().saturating_sub(1)).unwrap_or_default();
+            std::str::from_utf8(inner).map_err(|_| Fault::Utf8)?.into()
+        };
+        if let (Duplicates::Refused, Some(frame)) = (self.duplicates, self.stack.last_mut()) {
+            if !frame.keys.insert(self.hasher.hash_one(key.as_ref())) {
+                return Err(Fault::DuplicateKey);
+            }
+            self.live_keys += 1;
+            if self.live_keys > LIVE_KEYS {
+                return Err(Fault::TooLong);
+            }
+        }
+        self.state = State::Colon;
+        visitor.key(self.stack.len(), &key)
+    }
+
+    fn end_number(&mut self, number: Number, visitor: &mut impl Visitor) -> Result<(), Fault> {
+        if !number.may_end() {
+            return Err(Fault::Syntax);
+        }
+        let text = std::str::from_utf8(&self.token).map_err(|_| Fault::Utf8)?;
+        // 1e999 is an error, infinity or null, depending on who reads it.
+        if !text.parse::<f64>().is_ok_and(f64::is_finite) {
+            return Err(Fault::Number);
+        }
+        self.end_scalar(Kind::Number, visitor)
+    }
+
+    fn end_scalar(&mut self, kind: Kind, visitor: &mut impl Visitor) -> Result<(), Fault> {
+        self.after_value();
+        let token = if self.kept_whole {
+            Some(std::str::from_utf8(&self.token).map_err(|_| Fault::Utf8)?)
+        } else {
+            None
+        };
+        visitor.end(self.stack.len(), kind, token)
+    }
+
+    fn close(&mut self, visitor: &mut impl Visitor) -> Result<(), Fault> {
+        let Some(frame) = self.stack.pop() else { return Err(Fault::Syntax) };
+        self.live_keys -= frame.keys.len();
+        self.after_value();
+        visitor.end(self.stack.len(), if frame.object { Kind::Object } else { Kind::Array }, None)
+    }
+
+    fn after_value(&mut self) {
+        self.state = if self.stack.is_empty() { State::Done } else { State::Next };
+    }
+}
+
+/// Follows UTF-8 over chunks.
+#[derive(Debug, Default)]
+struct Utf8 {
+    /// The start of a character whose rest has not come.
+    partial: Vec<u8>,
+}
+
+impl Utf8 {
+    fn push(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+        while !self.partial.is_empty() {
+            let Some((first, rest)) = bytes.split_first() else { return Ok(()) };
+            self.partial.push(*first);
+            bytes = rest;
+            match std::str::from_utf8(&self.partial) {
+                Ok(_) => self.partial.clear(),
+                Err(error) if error.error_len().is_none() => {}
+                Err(_) => return Err(Fault::Utf8),
+            }
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(_) => Ok(()),
+            Err(error) if error.error_len().is_none() => {
+                self.partial.extend_from_slice(&bytes[error.valid_up_to()..]);
+                Ok(())
+            }
+            Err(_) => Err(Fault::Utf8),
+        }
+    }
+
+    fn finish(&self) -> Result<(), Fault> {
+        if self.partial.is_empty() { Ok(()) } else { Err(Fault::Utf8) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

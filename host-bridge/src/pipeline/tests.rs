@@ -1,0 +1,1 @@
+//! Whole requests through the pipeline, against real servers on loopback.
