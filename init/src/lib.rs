@@ -7,15 +7,60 @@
 //! [`run`] is all of it. It knows nothing of MCP, TLS or the tunnel: the relay is this same binary, started again
 //! with the argument `relay` ([`relay::RelayStart`] on its stdin).
 
+mod environ;
+mod escalate;
+mod files;
+mod pid1;
 pub mod relay;
+mod say;
+mod spawn;
 pub mod startup;
+mod supervise;
 mod sys;
+mod terminal;
+#[cfg(test)]
+mod testing;
+mod user;
+
+use std::io;
+
+use moat_shared::{exit, plan::Startup};
 
 pub use sys::harden_process;
 
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("cannot prepare this process")]
+    Process(#[source] io::Error),
+    #[error("the terminal cannot be taken")]
+    Terminal(#[source] io::Error),
+    #[error(transparent)]
+    Relay(#[from] relay::RelayError),
+    #[error("lost control of the sandbox")]
+    Loop(#[source] io::Error),
+}
+
 /// Does what the plan says and returns the code to exit with.
 #[must_use]
-pub fn run(startup: moat_shared::plan::Startup) -> u8 {
-    drop(startup);
-    moat_shared::exit::SETUP
+pub fn run(startup: Startup) -> u8 {
+    boot(startup).unwrap_or_else(|error| {
+        say::error(&error);
+        exit::SETUP
+    })
+}
+
+fn boot(startup: Startup) -> Result<u8, BootError> {
+    harden_process().map_err(BootError::Process)?;
+    let signals = pid1::take_signals().map_err(BootError::Process)?;
+    if !pid1::is_pid_1() {
+        nix::sys::prctl::set_child_subreaper(true).map_err(|error| BootError::Process(error.into()))?;
+    }
+    let Startup { plan, identity } = startup;
+    if plan.terminal {
+        terminal::adopt().map_err(BootError::Terminal)?;
+    }
+    let relay = relay::Relay::bind(&plan, identity)?;
+    let code = pid1::Pid1::new(&plan, relay, signals).run().map_err(BootError::Loop)?;
+    Ok(code)
 }

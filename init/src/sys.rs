@@ -3,8 +3,14 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    panic::{AssertUnwindSafe, catch_unwind},
 };
+
+use libc::{c_int, c_ulong};
+use nix::unistd::Pid;
+
+use crate::supervise::Ended;
 
 /// Closes this process to everyone who is not root: no ptrace, no core file, and `/proc/<pid>/{mem,environ,fd}` shut.
 ///
@@ -20,14 +26,163 @@ pub fn harden_process() -> io::Result<()> {
 
 /// Takes over a descriptor that this process was started with.
 pub(crate) fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
-    nix::fcntl::fcntl(
-        // SAFETY: the borrow lives for this call, and fcntl checks that the number is open.
-        unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.max(0)) },
-        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
-    )?;
     if fd <= libc::STDERR_FILENO {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
+    // SAFETY: fcntl takes integers and checks that the descriptor is open.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     // SAFETY: it is open (checked above) and nobody else in this process owns it: its number came by argument.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs `child` in a new process, which ends with the code that it returns.
+///
+/// Only for a process with one thread: the child may then do all that its parent may, allocate for one.
+pub(crate) fn fork(child: impl FnOnce() -> u8) -> io::Result<Pid> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("this process has threads and cannot fork"));
+    }
+    // SAFETY: with one thread (checked above) no lock is held by anybody who is missing in the child.
+    match check(unsafe { libc::fork() })? {
+        0 => {
+            let code = catch_unwind(AssertUnwindSafe(child)).unwrap_or(moat_shared::exit::SETUP);
+            // SAFETY: ends this process without its parent's exit handlers; touches no memory.
+            unsafe { libc::_exit(c_int::from(code)) }
+        }
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// What waiting for children gave.
+#[derive(Debug)]
+pub(crate) enum Waited {
+    Ended(Pid, Ended),
+    Stopped(Pid, c_int),
+    /// Children, but nothing new of them.
+    Nothing,
+    /// No children.
+    NoChild,
+}
+
+/// Looks for a child (`None`: any) that ended or stopped; `wait`: until there is one.
+pub(crate) fn wait(child: Option<Pid>, wait: bool) -> io::Result<Waited> {
+    let mut status: c_int = 0;
+    let flags = libc::WUNTRACED | if wait { 0 } else { libc::WNOHANG };
+    // SAFETY: `status` outlives the call, which writes one integer to it.
+    let pid = match check(unsafe { libc::waitpid(child.map_or(-1, Pid::as_raw), &raw mut status, flags) }) {
+        Ok(0) => return Ok(Waited::Nothing),
+        Ok(pid) => Pid::from_raw(pid),
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Waited::NoChild),
+        Err(error) if error.raw_os_error() == Some(libc::EINTR) => return Ok(Waited::Nothing),
+        Err(error) => return Err(error),
+    };
+    let byte = |number: c_int| u8::try_from(number & 0xff).unwrap_or_default();
+    Ok(if libc::WIFEXITED(status) {
+        Waited::Ended(pid, Ended::Code(byte(libc::WEXITSTATUS(status))))
+    } else if libc::WIFSIGNALED(status) {
+        Waited::Ended(pid, Ended::Signal(byte(libc::WTERMSIG(status))))
+    } else if libc::WIFSTOPPED(status) {
+        Waited::Stopped(pid, libc::WSTOPSIG(status))
+    } else {
+        Waited::Nothing
+    })
+}
+
+/// Sends any signal, real-time ones included; nobody there is not an error.
+pub(crate) fn kill(pid: Pid, signal: c_int) -> io::Result<()> {
+    // SAFETY: integers only.
+    match check(unsafe { libc::kill(pid.as_raw(), signal) }) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Every signal back to its default action, those included that the C library keeps for itself and would leave
+/// ignored if somebody above us ignored them. The mask is not touched.
+pub(crate) fn default_signal_actions() {
+    // The kernel's `struct sigaction`, all zeroes: SIG_DFL, no flags, an empty mask.
+    let default = [0u64; 4];
+    for signal in 1..=64 as c_int {
+        // SAFETY: the kernel reads at most 32 bytes, a mask of 8 bytes is what it has; the default action runs no
+        // code of ours. SIGKILL and SIGSTOP are refused, rightly.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8usize,
+            )
+        };
+    }
+}
+
+/// Makes `fd` appear as `number` across an exec.
+pub(crate) fn place(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    if fd.as_raw_fd() == number {
+        // SAFETY: integers only; the borrow keeps the descriptor open.
+        return check(unsafe { libc::fcntl(number, libc::F_SETFD, 0) }).map(drop);
+    }
+    // SAFETY: integers only. Called between fork and exec, where what had that number is not used any more.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
+}
+
+/// Every descriptor from `first` on will be closed by an exec.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: integers only; marks descriptors, closes none now.
+    let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes the terminal `fd` the controlling terminal of this session leader.
+pub(crate) fn take_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request takes an integer; the borrow keeps the descriptor open.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+}
+
+/// Takes every capability out of the bounding and the ambient set. Needs CAP_SETPCAP where there is something to take.
+pub(crate) fn empty_bounding_set() -> io::Result<()> {
+    // SAFETY: integers only.
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })?;
+    for capability in 0..=63 as c_ulong {
+        // SAFETY: integers only.
+        match unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) } {
+            // SAFETY: integers only.
+            1 => check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }).map(drop)?,
+            0 => {}
+            // The kernel knows no more.
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: c_int,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3`: two words per set.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+/// Empties the effective, permitted and inheritable sets, and looks whether they are.
+pub(crate) fn empty_capability_sets() -> io::Result<()> {
+    let mut header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    let mut sets = [0u32; 6];
+    // SAFETY: header and sets have the layout of version 3 (three words, twice) and outlive the call.
+    let set = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above; the kernel writes six words.
+    let got = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if sets == [0; 6] { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+}
+
+fn check(outcome: c_int) -> io::Result<c_int> {
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome) }
 }

@@ -1,0 +1,2 @@
+//! files
+pub(crate) mod json;

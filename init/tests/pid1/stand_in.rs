@@ -1,0 +1,59 @@
+//! What the sidecar's `main` does, and a relay without a tunnel. Server names tell the relay how to behave.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::FromRawFd,
+    path::Path,
+};
+
+use moat_init::relay;
+
+/// `failed: no way` instead of `ready`.
+pub(crate) const FAILS: &str = "fails";
+/// Ends without a word.
+pub(crate) const DIES: &str = "dies";
+
+pub(crate) fn init(plan: &str) -> u8 {
+    moat_init::harden_process().unwrap();
+    match moat_init::startup::from_file(Path::new(plan)) {
+        Ok(startup) => moat_init::run(startup),
+        Err(error) => {
+            eprintln!("moat: {error}");
+            moat_shared::exit::SETUP
+        }
+    }
+}
+
+/// Answers every connection with its pid; dies when it is sent `die`.
+pub(crate) fn relay() -> u8 {
+    moat_init::harden_process().unwrap();
+    let start = relay::read_start(std::io::stdin()).unwrap();
+    let behaves = |how: &str| start.servers.iter().any(|name| name.as_str() == how);
+    assert!(start.identity.key_pem.expose().contains(crate::sandbox::KEY));
+    #[expect(unsafe_code, reason = "PID 1 hands these two over by number")]
+    // SAFETY: the contract of the relay's start; nobody else in this process owns them.
+    let (listener, mut ready) = unsafe {
+        (std::net::TcpListener::from_raw_fd(relay::LISTENER_FD), File::from_raw_fd(relay::READY_FD))
+    };
+    if behaves(DIES) {
+        return 9;
+    }
+    eprintln!("relay: a line on stderr");
+    if behaves(FAILS) {
+        write!(ready, "{}no way\n", relay::FAILED).unwrap();
+    } else {
+        write!(ready, "{}", relay::READY).unwrap();
+    }
+    drop(ready);
+    for connection in listener.incoming() {
+        let mut connection = connection.unwrap();
+        let mut word = [0; 3];
+        connection.read_exact(&mut word).unwrap();
+        if &word == b"die" {
+            return 1;
+        }
+        writeln!(connection, "relay").unwrap();
+    }
+    0
+}
