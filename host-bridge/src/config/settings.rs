@@ -91,3 +91,51 @@ fn number(
     }
     number
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    fn parse(text: &str) -> Result<Settings, String> {
+        Settings::parse(text, &Environment::from([("HOME", "/home/me")])).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_whole_file() {
+        let text =
+            "debug: {retention_days: 3}\nproxy: {port: 8080}\nmounts: ['~/ref:/ref', '/data:/data:rw']\n";
+        let settings = parse(text).unwrap();
+        assert_eq!(settings.debug_retention_days, 3);
+        assert_eq!(settings.warnings, []);
+        let mounts: Vec<_> =
+            settings.mounts.iter().map(|mount| (mount.source.to_str().unwrap(), mount.read_only)).collect();
+        assert_eq!(mounts, [("/home/me/ref", true), ("/data", true)]);
+    }
+
+    #[test]
+    fn no_file_means_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings::load(&Home::at(dir.path()), &Environment::default()).unwrap();
+        assert_eq!((settings.debug_retention_days, settings.mounts.len()), (14, 0));
+    }
+
+    #[test_case(
+        "debug: {retention_days: -1}",
+        "loading config: config.yaml:1: 'debug.retention_days' must be a whole number from 0 to 3650"
+    )]
+    #[test_case("debug: {retention: 1}", "loading config: config.yaml:1: debug: unknown key \"retention\" (did you mean \"retention_days\"?)"; "unknown key")]
+    #[test_case(
+        "proxy: {port: x}",
+        "loading config: config.yaml:1: 'proxy.port' must be a whole number from 0 to 65535"
+    )]
+    #[test_case(
+        "mounts: ['ref:/ref']",
+        "loading config: config.yaml:1: mounts[0]: source \"ref\" must be an absolute path"
+    )]
+    #[test_case("mount: []", "loading config: config.yaml:1: unknown key \"mount\" (did you mean \"mounts\"?)"; "top key")]
+    #[test_case("- a", "loading config: config.yaml:1: config.yaml must be a mapping, not a list"; "kind")]
+    fn every_mistake_has_its_place(text: &str, expected: &str) {
+        assert_eq!(parse(text).unwrap_err(), expected);
+    }
+}

@@ -7,7 +7,10 @@ pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     known
         .iter()
         .map(|candidate| (strsim::damerau_levenshtein(&word, candidate), *candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .filter(|(distance, candidate)| {
+            let cut_short = word.len() >= 3 && candidate.starts_with(&word);
+            cut_short || *distance <= 1 + candidate.len() / 4
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -19,6 +22,7 @@ mod tests {
 
     #[test_case("polcy" => Some("policy"))]
     #[test_case("URL" => Some("url"); "case")]
+    #[test_case("pol" => Some("policy"); "cut short")]
     #[test_case("nmae" => Some("name"); "swapped")]
     #[test_case("authorization" => None; "far")]
     #[test_case("" => None; "empty")]

@@ -156,3 +156,104 @@ fn header_value(credential: &Credential, header: &HeaderName) -> Option<HeaderVa
 pub(crate) fn is_sendable(token: &str) -> bool {
     !token.is_empty() && token.trim() == token && token.bytes().all(|b| (0x20..0x7f).contains(&b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        env::Environment,
+        home::Home,
+        server::{InjectedHeader, Injection, Upstream},
+    };
+    use test_case::test_case;
+
+    fn server(url: &str, grant: &str, header: &str) -> Server {
+        Server {
+            name: "s".parse().unwrap(),
+            upstream: Upstream::try_from(url.to_owned()).unwrap(),
+            inject: Some(Injection {
+                grant: grant.parse().unwrap(),
+                header: InjectedHeader::try_from(header.to_owned()).unwrap(),
+            }),
+        }
+    }
+
+    /// The header of a request to `url`, with `token` stored for `grant` and `hosts`.
+    fn value(
+        url: &str,
+        grant: &str,
+        header: &str,
+        hosts: &[&str],
+        token: &str,
+    ) -> Result<String, InjectError> {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path());
+        let store = Store::open(&home, &Environment::from([("MOAT_KEYRING_BACKEND", "file")]), None);
+        let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let token = Secret::new(token.to_owned());
+        store
+            .put(&Credential::new(grant.parse().unwrap(), token, hosts, jiff::Timestamp::UNIX_EPOCH))
+            .unwrap();
+        let token = token_for(&store, &server(url, grant, header))?.unwrap();
+        assert!(token.value().is_sensitive());
+        assert!(!format!("{token:?}").contains(token.token().expose()));
+        Ok(token.value().to_str().unwrap().to_owned())
+    }
+
+    #[test_case("https://mcp.context7.com/mcp", "mcp-context7", &[]; "the catalog's, of an older file")]
+    #[test_case("https://MCP.Context7.com/other", "mcp-context7", &[]; "another path of the host")]
+    #[test_case("https://h/mcp", "mcp-a", &["h"]; "given")]
+    #[test_case("https://h:8443/mcp", "mcp-a", &["g", "h"]; "another port")]
+    #[test_case("http://localhost:1/", "github", &["localhost"]; "a provider's, confirmed")]
+    fn goes_to_its_hosts(url: &str, grant: &str, hosts: &[&str]) {
+        assert_eq!(value(url, grant, "X-Key", hosts, "t0ken").unwrap(), "t0ken");
+    }
+
+    #[test_case("https://evil.example/mcp", "mcp-context7", &[]; "not the catalog's")]
+    #[test_case("https://mcp.context7.com.evil.example/", "mcp-context7", &[]; "longer")]
+    #[test_case("https://context7.com/", "mcp-context7", &[]; "shorter")]
+    #[test_case("https://h/", "mcp-a", &[]; "never bound")]
+    #[test_case("https://h/", "github", &[]; "a provider's, never bound")]
+    #[test_case("https://sub.h/", "mcp-a", &["h"]; "below")]
+    #[test_case("https://mcp.context7.com/", "mcp-context7", &["self.hosted"]; "given elsewhere only")]
+    fn goes_nowhere_else(url: &str, grant: &str, hosts: &[&str]) {
+        let error = value(url, grant, "X-Key", hosts, "t0ken").unwrap_err();
+        assert!(matches!(error, InjectError::NotBound { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_message_names_what_would_allow_it() {
+        let error = value("https://h/", "mcp-a", "X", &[], "t").unwrap_err();
+        assert_eq!(error.to_string(), "MCP server 's': grant 'mcp-a' was not granted for host 'h'");
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("moat grant allow mcp-a h\n"), "{hint}");
+        assert!(hint.contains("moat grant mcp a --url https://h/"), "{hint}");
+    }
+
+    #[test_case("oauth:a", "Authorization" => "Bearer t0ken")]
+    #[test_case("oauth:a", "authorization" => "Bearer t0ken"; "any case")]
+    #[test_case("oauth:a", "X-Token" => "t0ken"; "another header")]
+    #[test_case("mcp-a", "Authorization" => "t0ken"; "static")]
+    fn bearer_is_added_for_oauth_in_authorization_only(grant: &str, header: &str) -> String {
+        value("https://h/", grant, header, &["h"], "t0ken").unwrap()
+    }
+
+    #[test_case("a\r\nX-Evil: 1"; "line break")]
+    #[test_case("a\nb"; "line feed")]
+    #[test_case("a\0b"; "zero")]
+    #[test_case(" t0ken"; "space around")]
+    #[test_case("ä"; "not ascii")]
+    fn what_would_break_out_of_a_header_is_refused(token: &str) {
+        let error = value("https://h/", "mcp-a", "X-Key", &["h"], token).unwrap_err();
+        assert!(matches!(error, InjectError::NotAHeaderValue { .. }));
+        assert!(!error.to_string().contains(token));
+    }
+
+    #[test]
+    fn a_server_without_auth_gets_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&Home::at(dir.path()), &Environment::default(), None);
+        let server = Server { inject: None, ..server("https://h/", "mcp-a", "X") };
+        assert!(token_for(&store, &server).unwrap().is_none());
+    }
+}

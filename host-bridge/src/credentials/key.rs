@@ -242,3 +242,200 @@ fn holds_credentials(dir: &Path) -> bool {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+    use test_case::test_case;
+
+    /// A keychain in memory, which may be broken or absent.
+    #[derive(Clone, Default)]
+    struct Fake(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        entry: Option<String>,
+        trouble: Option<KeychainError>,
+        forgets: bool,
+    }
+
+    impl Fake {
+        fn troubled(trouble: KeychainError) -> Self {
+            let fake = Self::default();
+            fake.0.lock().unwrap().trouble = Some(trouble);
+            fake
+        }
+        fn entry(&self) -> Option<String> {
+            self.0.lock().unwrap().entry.clone()
+        }
+    }
+
+    impl Keychain for Fake {
+        fn get(&self) -> Result<Option<Zeroizing<String>>, KeychainError> {
+            let state = self.0.lock().unwrap();
+            match &state.trouble {
+                Some(trouble) => Err(trouble.clone()),
+                None => Ok(state.entry.clone().map(Zeroizing::new)),
+            }
+        }
+        fn set(&self, secret: &str) -> Result<(), KeychainError> {
+            let mut state = self.0.lock().unwrap();
+            if let Some(trouble) = &state.trouble {
+                return Err(trouble.clone());
+            }
+            if !state.forgets {
+                state.entry = Some(secret.to_owned());
+            }
+            Ok(())
+        }
+    }
+
+    struct Rig {
+        _dir: tempfile::TempDir,
+        home: Home,
+    }
+
+    fn rig() -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path().join("home"));
+        Rig { _dir: dir, home }
+    }
+
+    impl Rig {
+        fn keys(&self, keychain: Option<Fake>) -> Keys {
+            Keys::with(&self.home, keychain.map(|fake| Box::new(fake) as Box<dyn Keychain>), true)
+        }
+        fn make(&self, keychain: Option<Fake>) -> Result<Found, KeyError> {
+            let keys = self.keys(keychain);
+            let held = keys.locked()?;
+            keys.find_or_make(&held)
+        }
+        fn write_key(&self, text: &str, mode: u32) {
+            private_dir(self.home.root()).unwrap();
+            fs::write(self.home.key_file(), text).unwrap();
+            fs::set_permissions(self.home.key_file(), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        fn write_credential(&self, dir: &Path) {
+            private_dir(dir).unwrap();
+            fs::write(dir.join("mcp-a.enc"), b"x").unwrap();
+        }
+    }
+
+    fn text_of(byte: u8) -> String {
+        BASE64_STANDARD.encode([byte; 32])
+    }
+
+    #[test]
+    fn without_a_keychain_a_private_file_is_made_once() {
+        let rig = rig();
+        let made = rig.make(None).unwrap();
+        assert_eq!(made.new_file, Some(rig.home.key_file()));
+        let mode = fs::metadata(rig.home.key_file()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let again = rig.make(None).unwrap();
+        assert_eq!((again.key.expose(), again.new_file), (made.key.expose(), None));
+    }
+
+    #[test]
+    fn a_keychain_holds_the_key_and_no_file_is_made() {
+        let (rig, keychain) = (rig(), Fake::default());
+        let made = rig.make(Some(keychain.clone())).unwrap();
+        assert_eq!(keychain.entry().as_deref(), Some(made.key.to_base64().as_str()));
+        assert!(made.new_file.is_none() && !rig.home.key_file().exists());
+        assert_eq!(rig.make(Some(keychain)).unwrap().key.expose(), made.key.expose());
+    }
+
+    #[test]
+    fn an_existing_file_wins_over_a_new_entry() {
+        let (rig, keychain) = (rig(), Fake::default());
+        rig.write_key(&text_of(9), 0o600);
+        assert_eq!(rig.make(Some(keychain.clone())).unwrap().key.expose(), &[9; 32]);
+        assert_eq!(keychain.entry(), None);
+    }
+
+    #[test]
+    fn a_keychain_that_is_absent_leads_to_the_file() {
+        let rig = rig();
+        let made = rig.make(Some(Fake::troubled(KeychainError::Absent))).unwrap();
+        assert_eq!(made.new_file, Some(rig.home.key_file()));
+    }
+
+    #[test]
+    fn trouble_never_makes_a_second_key() {
+        let rig = rig();
+        let locked = Fake::troubled(KeychainError::Other("locked".to_owned()));
+        assert!(matches!(rig.make(Some(locked.clone())), Err(KeyError::Keychain(text)) if text == "locked"));
+        assert!(!rig.home.key_file().exists());
+        // Not even when there is a file: the credentials may be the keychain's.
+        rig.write_key(&text_of(9), 0o600);
+        assert!(rig.make(Some(locked)).is_err());
+        let forgetful = Fake::default();
+        forgetful.0.lock().unwrap().forgets = true;
+        fs::remove_file(rig.home.key_file()).unwrap();
+        assert!(matches!(rig.make(Some(forgetful)), Err(KeyError::Keychain(_))));
+        assert!(!rig.home.key_file().exists());
+    }
+
+    #[test_case(None; "of the default")]
+    #[test_case(Some("work"); "of a profile")]
+    fn no_key_is_made_while_something_is_encrypted(profile: Option<&str>) {
+        let rig = rig();
+        let profile = profile.map(|profile| profile.parse().unwrap());
+        rig.write_credential(&rig.home.credentials(profile.as_ref()));
+        assert!(matches!(rig.make(None), Err(KeyError::Missing { .. })));
+        assert!(matches!(rig.make(Some(Fake::default())), Err(KeyError::Missing { .. })));
+        assert!(!rig.home.key_file().exists());
+    }
+
+    #[test_case(0o640; "group")]
+    #[test_case(0o604; "others")]
+    #[test_case(0o620; "group may write")]
+    fn a_file_that_others_may_touch_is_refused(mode: u32) {
+        let rig = rig();
+        rig.write_key(&text_of(9), mode);
+        assert!(matches!(rig.keys(None).find(), Err(KeyError::Exposed { mode: seen, .. }) if seen == mode));
+    }
+
+    #[test_case("" ; "empty")]
+    #[test_case("AAAA" ; "short")]
+    #[test_case("not base64!" ; "garbage")]
+    fn a_file_without_a_key_is_an_error(text: &str) {
+        let rig = rig();
+        rig.write_key(text, 0o600);
+        assert!(matches!(rig.make(None), Err(KeyError::Invalid { .. })));
+        assert_eq!(fs::read_to_string(rig.home.key_file()).unwrap(), text);
+    }
+
+    #[test]
+    fn many_at_once_agree_on_one_key() {
+        let rig = rig();
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| rig.make(None).unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(made.iter().all(|found| found.key.expose() == made[0].key.expose()));
+        assert_eq!(made.iter().filter(|found| found.new_file.is_some()).count(), 1);
+    }
+
+    #[test]
+    fn the_file_is_used_where_the_environment_says_so() {
+        let rig = rig();
+        let env = Environment::from([
+            ("MOAT_KEYRING_BACKEND", "file"),
+            ("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent"),
+        ]);
+        let keys = Keys::of(&rig.home, &env);
+        assert!(keys.keychain.is_none());
+        // Asked for, so no news.
+        let held = keys.locked().unwrap();
+        assert_eq!(keys.find_or_make(&held).unwrap().new_file, None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_session_bus_that_is_not_there_is_no_keychain() {
+        let rig = rig();
+        assert!(Keys::of(&rig.home, &Environment::default()).keychain.is_none());
+    }
+}

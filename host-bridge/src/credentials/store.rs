@@ -352,3 +352,184 @@ impl Store {
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moat_shared::secret::Secret;
+    use std::os::unix::fs::PermissionsExt;
+    use test_case::test_case;
+
+    struct Rig {
+        _dir: tempfile::TempDir,
+        home: Home,
+        store: Store,
+    }
+
+    fn rig() -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path().join("home"));
+        let store = open(&home, None);
+        Rig { _dir: dir, home, store }
+    }
+
+    fn open(home: &Home, profile: Option<&Profile>) -> Store {
+        Store::open(home, &Environment::from([("MOAT_KEYRING_BACKEND", "file")]), profile)
+    }
+
+    fn grant(text: &str) -> GrantName {
+        text.parse().unwrap()
+    }
+
+    fn credential(name: &str, token: &str) -> Credential {
+        let now = "2026-01-25T10:00:00Z".parse().unwrap();
+        Credential::new(grant(name), Secret::new(token.to_owned()), ["h".to_owned()].into(), now)
+    }
+
+    fn token(store: &Store, name: &str) -> Result<String, ReadError> {
+        store.read(&grant(name)).map(|credential| credential.token.expose().clone())
+    }
+
+    #[test]
+    fn files_are_private_and_complete() {
+        let rig = rig();
+        let saved = rig.store.put(&credential("mcp-a", "one")).unwrap();
+        assert_eq!(saved.path, rig.home.root().join("credentials/mcp-a.enc"));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&saved.path), 0o600);
+        assert_eq!(mode(saved.path.parent().unwrap()), 0o700);
+        assert_eq!(fs::read_dir(saved.path.parent().unwrap()).unwrap().count(), 1);
+        assert_eq!(token(&rig.store, "mcp-a").unwrap(), "one");
+        assert_eq!(token(&rig.store, "mcp:a").unwrap(), "one");
+    }
+
+    #[test]
+    fn a_new_token_is_used_by_the_next_read_and_a_removed_one_at_once_no_more() {
+        let rig = rig();
+        // Another process writes; ours has everything cached.
+        let other = open(&rig.home, None);
+        other.put(&credential("mcp-a", "one")).unwrap();
+        assert_eq!(token(&rig.store, "mcp-a").unwrap(), "one");
+        for round in 0..20 {
+            let next = format!("tok{round:03}");
+            other.put(&credential("mcp-a", &next)).unwrap();
+            assert_eq!(token(&rig.store, "mcp-a").unwrap(), next);
+        }
+        other.remove(&grant("mcp-a")).unwrap();
+        assert!(matches!(token(&rig.store, "mcp-a"), Err(ReadError::NotConfigured { .. })));
+        assert!(rig.store.memory().credentials.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_file_is_not_answered_from_the_cache() {
+        let rig = rig();
+        let path = rig.store.put(&credential("mcp-a", "one")).unwrap().path;
+        assert_eq!(token(&rig.store, "mcp-a").unwrap(), "one");
+        fs::write(&path, b"damaged").unwrap();
+        assert!(matches!(token(&rig.store, "mcp-a"), Err(ReadError::Decrypt { .. })));
+    }
+
+    #[test]
+    fn files_of_the_older_spelling_are_read_and_removed() {
+        let rig = rig();
+        let canonical = rig.store.put(&credential("mcp-a", "old")).unwrap().path;
+        let older = canonical.with_file_name("mcp:a.enc");
+        fs::rename(&canonical, &older).unwrap();
+        assert_eq!(token(&rig.store, "mcp-a").unwrap(), "old");
+        rig.store.put(&credential("mcp-a", "new")).unwrap();
+        assert_eq!(token(&rig.store, "mcp-a").unwrap(), "new");
+        assert_eq!(rig.store.list().unwrap().len(), 1);
+        rig.store.remove(&grant("mcp:a")).unwrap();
+        assert!(!canonical.exists() && !older.exists());
+        assert!(matches!(rig.store.remove(&grant("mcp-a")), Err(WriteError::NotThere(_))));
+    }
+
+    #[test]
+    fn a_changed_key_and_a_renamed_file_are_told_apart() {
+        let rig = rig();
+        let path = rig.store.put(&credential("mcp-a", "one")).unwrap().path;
+        fs::copy(&path, path.with_file_name("mcp-b.enc")).unwrap();
+        assert!(
+            matches!(token(&rig.store, "mcp-b"), Err(ReadError::Mismatch { found, .. }) if found == "mcp-a")
+        );
+        let key = fs::read(rig.home.key_file()).unwrap();
+        fs::remove_file(rig.home.key_file()).unwrap();
+        let error = token(&open(&rig.home, None), "mcp-a").unwrap_err();
+        assert!(matches!(error, ReadError::Key { source: KeyError::Missing { .. }, .. }), "{error:?}");
+        let another = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, [1; 32]);
+        fs::write(rig.home.key_file(), another).unwrap();
+        fs::set_permissions(rig.home.key_file(), fs::Permissions::from_mode(0o600)).unwrap();
+        let fresh = open(&rig.home, None);
+        assert!(matches!(token(&fresh, "mcp-a"), Err(ReadError::Decrypt { .. })));
+        // The right key is back: noticed without a restart.
+        fs::write(rig.home.key_file(), key).unwrap();
+        assert_eq!(token(&fresh, "mcp-a").unwrap(), "one");
+    }
+
+    #[test]
+    fn nothing_is_replaced_before_the_new_one_is_there() {
+        let rig = rig();
+        let path = rig.store.put(&credential("mcp-a", "one")).unwrap().path;
+        // The new file cannot be made.
+        fs::create_dir(path.with_file_name("mcp-a.enc.new")).unwrap();
+        assert!(rig.store.put(&credential("mcp-a", "two")).is_err());
+        assert_eq!(token(&open(&rig.home, None), "mcp-a").unwrap(), "one");
+    }
+
+    #[test]
+    fn profiles_are_apart() {
+        let rig = rig();
+        let profile: Profile = "work".parse().unwrap();
+        let work = open(&rig.home, Some(&profile));
+        work.put(&credential("mcp-a", "work")).unwrap();
+        assert!(matches!(token(&rig.store, "mcp-a"), Err(ReadError::NotConfigured { .. })));
+        assert_eq!(token(&work, "mcp-a").unwrap(), "work");
+        assert!(rig.home.root().join("credentials/profiles/work/mcp-a.enc").exists());
+    }
+
+    #[test]
+    fn a_list_shows_what_cannot_be_read() {
+        let rig = rig();
+        assert!(rig.store.list().unwrap().is_empty());
+        let path = rig.store.put(&credential("mcp-b", "one")).unwrap().path;
+        fs::write(path.with_file_name("mcp-a.enc"), b"damaged").unwrap();
+        fs::write(path.with_file_name("notes.enc"), b"?").unwrap();
+        fs::write(path.with_file_name("README"), b"?").unwrap();
+        let listed = rig.store.list().unwrap();
+        let shown: Vec<_> = listed.iter().map(|row| (row.name.as_str(), row.credential.is_ok())).collect();
+        assert_eq!(shown, [("mcp-a", false), ("mcp-b", true), ("notes", false)]);
+    }
+
+    #[test]
+    fn binding_adds_a_host_and_changes_nothing_else() {
+        let rig = rig();
+        rig.store.put(&credential("mcp-a", "one")).unwrap();
+        rig.store.bind(&grant("mcp-a"), "other").unwrap();
+        let bound = rig.store.read(&grant("mcp-a")).unwrap();
+        assert_eq!(bound.hosts, ["h".to_owned(), "other".to_owned()].into());
+        assert_eq!(
+            (bound.token.expose().as_str(), bound.created_at),
+            ("one", credential("mcp-a", "").created_at)
+        );
+        assert!(matches!(rig.store.bind(&grant("mcp-x"), "h"), Err(BindError::Read(_))));
+    }
+
+    #[test]
+    fn no_error_holds_the_token() {
+        let rig = rig();
+        let path = rig.store.put(&credential("mcp-a", "s3cr3t")).unwrap().path;
+        fs::copy(&path, path.with_file_name("mcp-b.enc")).unwrap();
+        for error in [token(&rig.store, "mcp-b").unwrap_err(), token(&rig.store, "mcp-c").unwrap_err()] {
+            assert!(!format!("{error} {error:?} {:?}", error.hint()).contains("s3cr3t"));
+        }
+        assert!(!format!("{:?}", rig.store.read(&grant("mcp-a"))).contains("s3cr3t"));
+        assert!(!format!("{:?}", rig.store).contains("s3cr3t"));
+    }
+
+    #[test_case("mcp-a" => "To fix:\n  moat grant mcp a")]
+    #[test_case("oauth:a" => "To fix:\n  moat grant oauth a")]
+    #[test_case("github" => "To fix:\n  moat grant github")]
+    fn what_is_missing_has_its_command(name: &str) -> String {
+        token(&rig().store, name).unwrap_err().hint().unwrap().into_owned()
+    }
+}

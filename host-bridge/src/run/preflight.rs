@@ -253,3 +253,6 @@ fn of_grant(grant: &GrantName, error: &ReadError, profile: Option<&Profile>) -> 
     };
     format!("\n  - {grant}: {reason}\n    Run: {}", command(fix, profile))
 }
+
+#[cfg(test)]
+mod tests;
