@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use moat_shared::rpc::{
     RawId,
     scan::{SCANNED, Scanner},
 };
+use tokio::time::timeout;
 
 /// What the tunnel carries towards the bridge.
 pub type Outgoing = Either<Upload, Full<Bytes>>;
@@ -84,6 +86,12 @@ impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
             }
         }
         Ok(())
+    }
+
+    /// Reads for the id of a request that is refused, as far as its body comes soon.
+    pub async fn look_for_id(&mut self, patience: Duration) {
+        // Cut, or too slow: then what was read so far has to do.
+        let _all = timeout(patience, self.read_ahead()).await.is_ok();
     }
 
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, B::Error>>> {

@@ -8,6 +8,7 @@
 //! It holds no credential and judges nothing: who may call what is decided on the other side of the tunnel.
 
 pub mod body;
+mod chain;
 pub mod cli;
 mod mode;
 pub mod relay;

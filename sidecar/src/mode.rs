@@ -17,6 +17,7 @@ use moat_shared::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    chain::chain,
     log,
     relay::{Relay, Timing},
     sys,
@@ -148,19 +149,4 @@ async fn announce(tunnel: Tunnel, mut ready: File) {
     if let Err(error) = ready.write_all(line.as_bytes()) {
         log!("PID 1 cannot be told that the relay is ready: {error}");
     }
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }

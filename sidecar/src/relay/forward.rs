@@ -99,6 +99,9 @@ async fn wait(
             }
         },
     };
+    if outcome.is_err() {
+        upload.look_for_id(context.timing.refused_body).await;
+    }
     outcome.map_err(|unavailable| match unavailable {
         Unavailable::Down(why) => Refused::new(
             ErrorKind::TunnelDown,

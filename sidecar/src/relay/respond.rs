@@ -2,8 +2,7 @@
 
 use http::{Method, Request, Response, request::Parts};
 use hyper::body::Incoming;
-use moat_shared::{limits, wire::ErrorKind};
-use tokio::time::timeout;
+use moat_shared::{limits, rpc::RawId, wire::ErrorKind};
 
 use super::{
     Context,
@@ -65,11 +64,8 @@ fn nowhere(context: &Context) -> Refused {
     Refused::new(ErrorKind::NotConfigured, message)
 }
 
-/// The id of a request that is refused, as far as its body comes soon.
-async fn id_of(context: &Context, body: Incoming) -> Option<moat_shared::rpc::RawId> {
+async fn id_of(context: &Context, body: Incoming) -> Option<RawId> {
     let mut upload = Upload::new(body);
-    let noted = upload.noted();
-    // Cut, or too slow: then what was read so far has to do.
-    let _all = timeout(context.timing.refused_body, upload.read_ahead()).await.is_ok();
-    noted.id()
+    upload.look_for_id(context.timing.refused_body).await;
+    upload.noted().id()
 }

@@ -21,7 +21,7 @@ use super::{
     link::Refusal,
     transport::{Carrier, DialError, Transport},
 };
-use crate::body::Outgoing;
+use crate::{body::Outgoing, chain::causes};
 
 /// Larger answers to a hello are none.
 const ANSWER: usize = 64 * 1024;
@@ -153,11 +153,13 @@ struct AnsweredData {
 /// Tells a refused certificate, which no further attempt mends, from a broken connection.
 fn sort(transport: &Transport, error: Box<dyn Error + Send + Sync>) -> GreetError {
     let refused = |message| GreetError::Refused(Refusal { kind: ErrorKind::TunnelDown, message });
-    match tls_error(error.as_ref()) {
-        Some(rustls::Error::AlertReceived(alert)) => refused(format!(
-            "moat: the bridge at {transport} refused this run's certificate ({alert:?}): the run may have ended, or \
+    if let Some(alert) = alert(error.as_ref()) {
+        return refused(format!(
+            "moat: the bridge at {transport} refused this run's certificate ({alert}): the run may have ended, or \
              belong to another installation of moat; start a new run"
-        )),
+        ));
+    }
+    match tls_error(error.as_ref()) {
         Some(error @ rustls::Error::InvalidCertificate(_)) => refused(format!(
             "moat: what answers at {transport} is not the bridge that started this run ({error}): start a new run"
         )),
@@ -165,17 +167,19 @@ fn sort(transport: &Transport, error: Box<dyn Error + Send + Sync>) -> GreetErro
     }
 }
 
-/// TLS errors travel inside I/O errors, and those inside h2's.
+/// The TLS alert that the bridge sent, if one ended the connection. A server's verdict on the client's certificate comes
+/// after the handshake, through HTTP/2, which keeps of an error below it only the words.
+fn alert(error: &(dyn Error + 'static)) -> Option<String> {
+    const ALERT: &str = "received fatal alert: ";
+    causes(error).find_map(|error| {
+        let text = error.to_string();
+        text.find(ALERT).map(|at| text[at + ALERT.len()..].to_owned())
+    })
+}
+
+/// TLS errors travel inside I/O errors.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let io = error.downcast_ref::<io::Error>().or_else(|| error.downcast_ref::<h2::Error>()?.get_io());
-        if let Some(found) = io.and_then(|io| io.get_ref()?.downcast_ref()) {
-            return Some(found);
-        }
-        cause = error.source();
-    }
-    None
+    causes(error).find_map(|error| error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref())
 }
 
 #[cfg(test)]

@@ -39,7 +39,10 @@ pub use self::{
     link::{FirstOutcome, Tunnel},
     transport::TransportError,
 };
-use crate::{log, mode::chain};
+use crate::{
+    chain::{causes, chain},
+    log,
+};
 
 /// The tunnel cannot be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +97,8 @@ impl Uplink {
                     ended = &mut driver => ended,
                 };
                 stood = since.elapsed();
-                let why = ended.map_or_else(|error| chain(&error), |()| "the bridge closed it".to_owned());
+                let why =
+                    ended.map_or_else(|error| why_it_broke(&error), |()| "the bridge closed it".to_owned());
                 log!("the tunnel is down: {why}");
                 self.link.send_replace(Link::Down(why.into()));
             }
@@ -142,7 +146,7 @@ impl Uplink {
     fn say(&self, link: Link) {
         let text = |link: &Link| match link {
             Link::Down(why) => format!("the tunnel is down: {why}"),
-            Link::Refused(refusal) => refusal.message.clone(),
+            Link::Refused(refusal) => refusal.message.trim_start_matches("moat: ").to_owned(),
             Link::Open(_) | Link::Draining => String::new(),
         };
         let now = text(&link);
@@ -164,4 +168,13 @@ impl Uplink {
         }
         self.tasks.abort_all();
     }
+}
+
+/// A bridge that dies, or whose host does, is the common case and needs no more words than these.
+fn why_it_broke(error: &hyper::Error) -> String {
+    let cut = causes(error).filter_map(|error| error.downcast_ref::<h2::Error>()?.get_io()).any(|io| {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        matches!(io.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+    });
+    if cut { "the bridge went away".to_owned() } else { chain(error) }
 }

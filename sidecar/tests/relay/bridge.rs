@@ -1,0 +1,259 @@
+//! The other end of the tunnel, real down to the socket, whose answers the test gives.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response, request::Parts};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, rt::Executor, service::service_fn};
+use hyper_util::rt::TokioIo;
+use moat_shared::{
+    hello::Hello,
+    id::RunId,
+    plan::{Identity, Tunnel},
+    rpc::OwnError,
+    rt::{self, exec::Owned},
+    secret::Secret,
+    tls, wire,
+    wire::ErrorKind,
+};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A certificate authority, the bridge's certificate and a run's.
+pub(crate) struct Authority {
+    ca_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["test CA".into()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = params.self_signed(&key).unwrap().pem();
+        Self { ca_pem, issuer: Issuer::new(params, key) }
+    }
+
+    pub(crate) fn run(&self) -> Identity {
+        let run: RunId = "run_0123456789ab".parse().unwrap();
+        let (certificate_pem, key_pem) = self.certificate(&tls::run_dns_name(&run));
+        Identity { ca_pem: self.ca_pem.clone(), certificate_pem, key_pem: Secret::new(key_pem) }
+    }
+
+    /// The run's certificate of this authority, but the trust of another.
+    pub(crate) fn run_that_trusts(&self, other: &Self) -> Identity {
+        Identity { ca_pem: other.ca_pem.clone(), ..self.run() }
+    }
+
+    fn certificate(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+}
+
+/// A bridge. Stopped, it leaves nothing; started again, it is at the same place.
+pub(crate) struct Bridge {
+    tls: TlsAcceptor,
+    path: PathBuf,
+    calls: mpsc::UnboundedReceiver<Call>,
+    to_test: mpsc::UnboundedSender<Call>,
+    /// What it says of itself.
+    pub(crate) hello: Arc<Mutex<Hello>>,
+    /// Tunnels that said hello, over its whole life.
+    pub(crate) greeted: Arc<Mutex<usize>>,
+    tasks: Owned,
+    _directory: tempfile::TempDir,
+}
+
+impl Bridge {
+    /// One that is not started yet.
+    pub(crate) fn new(authority: &Authority) -> Self {
+        let (certificate, key) = authority.certificate(wire::BRIDGE_DNS_NAME);
+        let tls = tls::bridge_config(&authority.ca_pem, &certificate, &key).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let (to_test, calls) = mpsc::unbounded_channel();
+        Self {
+            tls: TlsAcceptor::from(Arc::new(tls)),
+            path: directory.path().join("bridge.sock"),
+            calls,
+            to_test,
+            hello: Arc::new(Mutex::new(Hello::ours())),
+            greeted: Arc::default(),
+            tasks: Owned::default(),
+            _directory: directory,
+        }
+    }
+
+    pub(crate) fn tunnel(&self) -> Tunnel {
+        Tunnel {
+            endpoint: format!("unix:{}", self.path.display()).parse().unwrap(),
+            dialler: moat_shared::endpoint::Dialler::Sidecar,
+        }
+    }
+
+    pub(crate) fn start(&self) {
+        let listener = UnixListener::bind(&self.path).unwrap();
+        let (tls, to_test, tasks) = (self.tls.clone(), self.to_test.clone(), self.tasks.clone());
+        let (hello, greeted) = (Arc::clone(&self.hello), Arc::clone(&self.greeted));
+        self.tasks.execute(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (tls, to_test, inner) = (tls.clone(), to_test.clone(), tasks.clone());
+                let (hello, greeted) = (Arc::clone(&hello), Arc::clone(&greeted));
+                tasks.execute(async move {
+                    let Ok(stream) = tls.accept(stream).await else { return };
+                    let service = service_fn(move |request| {
+                        let (to_test, hello, greeted) =
+                            (to_test.clone(), Arc::clone(&hello), Arc::clone(&greeted));
+                        async move { Ok::<_, Infallible>(answer(request, &to_test, &hello, &greeted).await) }
+                    });
+                    let _ended =
+                        rt::h2::bridge(inner).serve_connection(TokioIo::new(stream), service).await.is_ok();
+                });
+            }
+        });
+    }
+
+    /// Dies, with every tunnel.
+    pub(crate) async fn kill(&self) {
+        std::fs::remove_file(&self.path).unwrap();
+        self.tasks.abort_all();
+        self.tasks.finished().await;
+    }
+
+    /// The next request that comes through the tunnel.
+    pub(crate) async fn call(&mut self) -> Call {
+        soon(self.calls.recv()).await.unwrap()
+    }
+
+    /// Did nothing come through?
+    pub(crate) fn is_untouched(&mut self) -> bool {
+        self.calls.try_recv().is_err()
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    to_test: &mpsc::UnboundedSender<Call>,
+    hello: &Mutex<Hello>,
+    greeted: &Mutex<usize>,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    if head.uri.path() == wire::HELLO_PATH {
+        let theirs: Hello = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+        let ours = hello.lock().unwrap().clone();
+        return match moat_shared::hello::negotiate(&theirs, &ours) {
+            Ok(_) => {
+                *greeted.lock().unwrap() += 1;
+                Response::new(whole(serde_json::to_vec(&ours).unwrap()))
+            }
+            Err(mismatch) => {
+                let message = format!("moat: {mismatch}");
+                let kind = ErrorKind::VersionMismatch;
+                let error =
+                    OwnError { id: None, kind, server: None, message: &message, code: OwnError::CODE };
+                Response::builder().status(kind.status()).body(whole(error.body().into_bytes())).unwrap()
+            }
+        };
+    }
+    let (reply, replied) = oneshot::channel();
+    to_test.send(Call { head, body: Some(body), reply }).unwrap();
+    replied.await.unwrap_or_else(|_dropped| Response::new(whole(Vec::new())))
+}
+
+fn whole(bytes: Vec<u8>) -> Body {
+    http_body_util::Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A request that came through the tunnel.
+pub(crate) struct Call {
+    pub(crate) head: Parts,
+    pub(crate) body: Option<Incoming>,
+    reply: oneshot::Sender<Response<Body>>,
+}
+
+impl Call {
+    pub(crate) async fn read(&mut self) -> Bytes {
+        soon(self.body.take().unwrap().collect()).await.unwrap().to_bytes()
+    }
+
+    /// Answers at once and in whole.
+    pub(crate) fn reply(self, status: u16, headers: &[(&str, &str)], body: &str) {
+        let mut response = Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        self.reply.send(response.body(whole(body.to_owned().into())).unwrap()).unwrap();
+    }
+
+    /// Answers with a body that the test feeds.
+    pub(crate) fn stream(self, content_type: &str) -> Feed {
+        let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(1);
+        let frames = stream::unfold(receiver, |mut receiver| async {
+            let next = receiver.recv().await?;
+            Some((next.map(Frame::data), receiver))
+        });
+        let body = StreamBody::new(frames).boxed_unsync();
+        let response = Response::builder().header("content-type", content_type).body(body).unwrap();
+        self.reply.send(response).unwrap();
+        Feed(sender)
+    }
+
+    /// Returns when the tunnel's stream was reset before there was a response.
+    pub(crate) async fn reset(mut self) {
+        soon(self.reply.closed()).await;
+    }
+}
+
+/// The body of a response.
+pub(crate) struct Feed(mpsc::Sender<io::Result<Bytes>>);
+
+impl Feed {
+    pub(crate) async fn send(&self, text: impl Into<Bytes>) {
+        assert!(self.try_send(text).await, "the stream is gone");
+    }
+
+    /// Waits for room; false when the stream is gone.
+    pub(crate) async fn try_send(&self, text: impl Into<Bytes>) -> bool {
+        self.0.send(Ok(text.into())).await.is_ok()
+    }
+
+    /// Resets the stream.
+    pub(crate) async fn lose(self) {
+        self.0.send(Err(io::ErrorKind::ConnectionReset.into())).await.unwrap();
+    }
+
+    /// Returns when the tunnel's stream was reset.
+    pub(crate) async fn reset(&self) {
+        soon(self.0.closed()).await;
+    }
+}
+
+/// What must happen soon.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(10), future).await.expect("this should not take so long")
+}

@@ -1,0 +1,91 @@
+//! What an agent may do without harm to anyone but itself.
+
+use std::time::{Duration, Instant};
+
+use http::Request;
+use http_body_util::Empty;
+use hyper::{client::conn::http2, rt::Executor};
+use hyper_util::rt::TokioIo;
+use moat_shared::rt::exec::Owned;
+use tokio::task::JoinSet;
+
+use crate::agent::Rig;
+
+#[tokio::test]
+async fn a_stalled_reader_harms_only_itself() {
+    let mut rig = Rig::open().await;
+    // A small window, so that it is the relay's queue that fills and not the kernel's.
+    let mut stalled = rig.relay.agent_with_window(4096).await;
+    stalled.ask("GET", "/mcp/notion", "").await;
+    let feed = rig.bridge.call().await.stream("text/event-stream");
+    stalled.head().await;
+    let flood = async {
+        // 14 bytes each, until the sender is held back because the relay's queue is full.
+        let patience = Duration::from_millis(500);
+        let mut sent = 0;
+        while tokio::time::timeout(patience, feed.try_send("data: 1234567\n")).await.is_ok_and(|sent| sent) {
+            sent += 1;
+        }
+        sent
+    };
+    let sibling = async {
+        let mut slowest = Duration::ZERO;
+        for _ in 0..200 {
+            let asked = Instant::now();
+            let mut agent = rig.ask("POST", "/mcp/linear", "{\"id\":1}").await;
+            rig.bridge.call().await.reply(202, &[], "");
+            assert_eq!(agent.head().await.status, 202);
+            slowest = slowest.max(asked.elapsed());
+        }
+        slowest
+    };
+    let (sent, slowest) = tokio::join!(flood, sibling);
+    assert!((75_000..1_000_000).contains(&sent), "{sent} events were taken");
+    assert!(slowest < Duration::from_millis(250), "a sibling waited {slowest:?}");
+    assert_eq!(*rig.bridge.greeted.lock().unwrap(), 1, "the tunnel was lost");
+    // The stalled one is not lost either, once it reads.
+    assert!(stalled.chunk().await.starts_with("data: 1234567\n"));
+}
+
+#[tokio::test]
+async fn ten_thousand_cancels_do_not_cost_the_tunnel() {
+    const CANCELS: usize = 10_000;
+    let mut rig = Rig::open().await;
+    let stream = rig.agent().await.stream;
+    let tasks = Owned::default();
+    let (sender, connection) = http2::Builder::new(tasks.clone())
+        .initial_max_send_streams(CANCELS)
+        .handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tasks.execute(connection);
+    let mut requests = JoinSet::new();
+    for _ in 0..CANCELS {
+        let mut sender = sender.clone();
+        let uri = format!("http://127.0.0.1:{}/mcp/notion", rig.relay.port);
+        requests.spawn(async move {
+            sender.send_request(Request::get(uri).body(Empty::new()).unwrap()).await.is_ok()
+        });
+        if requests.len() == 500 {
+            // Let them out, then cancel all of them at once.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            requests.abort_all();
+            while requests.join_next().await.is_some() {}
+        }
+    }
+    requests.abort_all();
+    while requests.join_next().await.is_some() {}
+    tasks.abort_all();
+    let mut agent = rig.ask("POST", "/mcp/after", "{}").await;
+    loop {
+        let call = rig.bridge.call().await;
+        if call.head.uri.path() == "/mcp/after" {
+            call.reply(202, &[], "");
+            break;
+        }
+    }
+    assert_eq!(agent.head().await.status, 202);
+    assert_eq!(*rig.bridge.greeted.lock().unwrap(), 1, "the tunnel was lost");
+}
