@@ -346,7 +346,22 @@ impl Rig {
             && (holds("environ") || holds("cmdline") || cwd.to_string_lossy().contains(&self.mark))
     }
 
-    /// Ends the bridge and says which processes of the rig are left.
+    /// Asks every process of the rig to end, the bridge last, removes all files, and says which had to be killed.
+    pub fn sweep(&self) -> Vec<Pid> {
+        let bridge = self.bridge();
+        for pid in self.processes().into_iter().filter(|pid| Some(*pid) != bridge) {
+            let _already_gone = kill(pid, Signal::SIGTERM);
+        }
+        let alone = || self.processes().iter().all(|pid| Some(*pid) == bridge).then_some(());
+        let _killed_below = eventually("the runs end", Duration::from_secs(10), alone);
+        let left = self.end();
+        for directory in [&self.workspace, self.root.path()] {
+            let _left_for_the_next_cleaning = fs::remove_dir_all(directory);
+        }
+        left
+    }
+
+    /// Ends the bridge and says which processes of the rig had to be killed.
     fn end(&self) -> Vec<Pid> {
         if let Some(bridge) = self.bridge() {
             let _already_gone = kill(bridge, Signal::SIGTERM);

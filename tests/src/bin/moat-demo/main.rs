@@ -1,0 +1,60 @@
+//! `cargo demo`: the whole path once, with everything real, in a throw-away home.
+//!
+//! ```text
+//! build ──► servers, grant ──► sandbox, agent ──► what each side saw ──► verdict ──► clean up
+//! ```
+//!
+//! Exits non-zero when anything is not as it must be, and leaves nothing behind, interrupted or not.
+#![forbid(unsafe_code)]
+
+mod page;
+mod story;
+
+use std::{process::ExitCode, sync::Arc, thread};
+
+use moat_tests::{Outcome, listen, rig::Rig};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(trouble) => {
+            page::trouble(&trouble);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Outcome<ExitCode> {
+    page::title();
+    let rig = Arc::new(Rig::new()?);
+    let (done, ended) = oneshot::channel();
+    let told = Arc::clone(&rig);
+    let teller = thread::spawn(move || {
+        let outcome = story::tell(&told);
+        drop(told);
+        // Interrupted: nobody waits any more.
+        let _nobody_waits = done.send(outcome);
+    });
+    let outcome = listen::runtime()?.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            outcome = ended => Ok(outcome.ok()),
+            _ = interrupt.recv() => Ok(None),
+            _ = terminate.recv() => Ok::<_, std::io::Error>(None),
+        }
+    })?;
+    let interrupted = outcome.is_none();
+    let left = rig.sweep();
+    if !interrupted && teller.join().is_err() {
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(match outcome {
+        Some(outcome) => page::verdict(outcome?, &left),
+        None => page::interrupted(&left),
+    })
+}
