@@ -131,9 +131,10 @@ fn names_in(directory: &Path, names: &mut BTreeSet<String>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             names_in(&path, names);
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("docs.rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !is_test(&path) {
             let text = fs::read_to_string(&path).unwrap();
-            let literals = text.split('"').filter(|word| {
+            let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+            let literals = code.split('"').filter(|word| {
                 word.strip_prefix("MOAT_").is_some_and(|rest| {
                     !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
                 })
@@ -141,6 +142,11 @@ fn names_in(directory: &Path, names: &mut BTreeSet<String>) {
             names.extend(literals.map(str::to_owned));
         }
     }
+}
+
+fn is_test(path: &Path) -> bool {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    name == "docs" || name == "tests" || name.ends_with("_tests")
 }
 
 #[test]
@@ -156,6 +162,9 @@ fn every_command_and_flag_is_in_the_reference() {
 }
 
 fn flags_are_in(verb: &clap::Command, section: &str) {
+    if verb.get_about().is_some_and(|about| about.to_string().contains("not supported yet")) {
+        return;
+    }
     for flag in verb.get_arguments().filter(|flag| !flag.is_global_set() && !flag.is_hide_set()) {
         if let Some(long) = flag.get_long().filter(|long| *long != "help") {
             assert!(section.contains(&format!("--{long}")), "moat {}: --{long} is missing", verb.get_name());
