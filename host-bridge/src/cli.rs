@@ -55,7 +55,7 @@ A RUN is a run's id, the beginning of one (run_a1), or its name; none: the most 
 
 /// MCP servers for AI coding agents in sandboxes, without a credential or a network in the sandbox.
 #[derive(Debug, Parser)]
-#[command(name = "moat", version = version::VERSION, after_help = FIRST_STEPS)]
+#[command(name = "moat", version = crate::build::VERSION, after_help = FIRST_STEPS)]
 struct Cli {
     #[command(flatten)]
     global: Global,

@@ -2,17 +2,19 @@
 //!
 //! One file per section; each adds its findings to a [`Report`].
 
+mod bridge;
 mod credentials;
 mod runtime;
 mod servers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use moat_shared::hint::Hint;
 use serde::Serialize;
 
-use super::{Context, Failure, Outcome, print, text::visible, with_causes};
-use crate::credentials::Store;
+use super::{Context, Failure, Outcome, print, proxy::block_on, text::visible, with_causes};
+use crate::{credentials::Store, runtime::process::Process};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -33,9 +35,18 @@ impl Args {
     pub(crate) fn run(self, context: &Context) -> Outcome {
         let mut report = Report::default();
         let store = Store::open(&context.home, &context.env, context.global.profile.as_ref());
-        credentials::look(&context.home, &store, &mut report);
-        runtime::look(std::path::Path::new("/proc/sys"), nix::unistd::geteuid().is_root(), &mut report);
-        servers::look(&self.workspace, &store, &mut report);
+        block_on(async {
+            let status = bridge::look(&context.home, Timestamp::now(), &mut report).await;
+            credentials::look(&context.home, &store, &mut report);
+            runtime::look(Path::new("/proc/sys"), nix::unistd::geteuid().is_root(), &mut report);
+            runtime::users(&Process { env: &context.env, home: &context.home }, &self.workspace, &mut report);
+            let servers = servers::look(&self.workspace, &store, &mut report);
+            servers::reach(&servers, &mut report).await;
+            if let Some(status) = &status {
+                servers::last_errors(&servers, status, &mut report);
+            }
+            Ok(moat_shared::exit::OK)
+        })?;
         if context.global.json {
             let text = serde_json::to_string_pretty(&report.0).map_err(|e| Failure::new(e.to_string()))?;
             print::line(&text);

@@ -1,25 +1,7 @@
 //! `moat version`.
 
-use jiff::Timestamp;
-
 use super::{Context, Failure, Outcome, print};
-
-/// The version, as `moat --version` prints it.
-pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit that this was built from; `unknown` outside a checkout.
-pub(crate) const COMMIT: &str = match option_env!("MOAT_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
-/// When this was built, in seconds since 1970.
-const BUILT: Option<&str> = option_env!("MOAT_BUILT");
-
-/// When this was built, in RFC 3339; `unknown` if the build did not say.
-fn built() -> String {
-    let time =
-        BUILT.and_then(|text| text.parse().ok()).and_then(|second| Timestamp::from_second(second).ok());
-    time.map_or_else(|| "unknown".to_owned(), |time| time.to_string())
-}
+use crate::build::{COMMIT, VERSION, built};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}

@@ -79,8 +79,7 @@ impl Runtime for Process<'_> {
 
     fn create(&self, order: Order) -> Result<Created, RuntimeError> {
         super::embed::sidecar()?;
-        let mappers = ["newuidmap", "newgidmap"].iter().all(|program| self.has_program(program));
-        let host = ids::survey(&order.workspace, std::process::id(), mappers)
+        let host = ids::survey(&order.workspace, std::process::id(), self.has_mappers())
             .map_err(failed("looking at the workspace"))?;
         self.refuse_half_root(host.uid)?;
         let (hidden, secret) = self.hidden(&order)?;
@@ -100,6 +99,16 @@ impl Runtime for Process<'_> {
 }
 
 impl Process<'_> {
+    /// Would relay and agent be different users in a sandbox for this workspace?
+    pub(crate) fn separates_users(&self, workspace: &Path) -> io::Result<bool> {
+        let host = ids::survey(workspace, std::process::id(), self.has_mappers())?;
+        Ok(!matches!(ids::choose(&host), ids::Users::Single { .. }))
+    }
+
+    fn has_mappers(&self) -> bool {
+        ["newuidmap", "newgidmap"].iter().all(|program| self.has_program(program))
+    }
+
     fn has_program(&self, name: &str) -> bool {
         self.env.path().any(|dir| dir.join(name).is_file())
     }

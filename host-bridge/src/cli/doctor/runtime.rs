@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use super::{Report, Section};
+use crate::runtime::process::Process;
 
 const HERE: Section = Section::Runtime;
 
@@ -43,6 +44,19 @@ pub(super) fn look(sysctls: &Path, is_root: bool, report: &mut Report) {
                 .remedy(format!("To fix:\n  {remedy}")),
         ),
         None => drop(report.ok(HERE, "process: user namespaces are allowed")),
+    }
+}
+
+/// Says so when relay and agent are one uid.
+pub(super) fn users(process: &Process<'_>, workspace: &Path, report: &mut Report) {
+    // A workspace that cannot be looked at is the servers' section's to tell.
+    if !process.separates_users(workspace).unwrap_or(true) {
+        report
+            .warning(HERE, "process: relay and agent are the same user in the sandbox")
+            .remedy(
+                "To separate them, install newuidmap and newgidmap (package uidmap) and give your user a range:\n  \
+                 sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER",
+            );
     }
 }
 

@@ -1,15 +1,22 @@
-//! The servers of the workspace's moat.yaml: is the file in order, is each grant there and bound to the server's host?
+//! The servers of the workspace's moat.yaml: is the file in order, is each grant there and bound to the server's host,
+//! can the host be reached, what went wrong last?
 
-use std::path::Path;
+use std::{io, path::Path, time::Duration};
+
+use futures_util::future::join_all;
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{Report, Section};
 use crate::{
     config,
+    control::api::Status,
     credentials::{Store, token_for},
     server::Server,
 };
 
 const HERE: Section = Section::Mcp;
+/// Per server; all are tried at once.
+const REACH: Duration = Duration::from_secs(5);
 
 /// Returns the servers, for whoever knows more about them.
 pub(super) fn look(workspace: &Path, store: &Store, report: &mut Report) -> Vec<Server> {
@@ -35,6 +42,43 @@ pub(super) fn look(workspace: &Path, store: &Store, report: &mut Report) -> Vec<
         one(server, store, report);
     }
     config.servers
+}
+
+/// Can a connection be made? Nothing is sent.
+pub(super) async fn reach(servers: &[Server], report: &mut Report) {
+    let tries = servers.iter().map(|server| timeout(REACH, connect(server)));
+    for (server, outcome) in servers.iter().zip(join_all(tries).await) {
+        let reason = match outcome {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} seconds", REACH.as_secs()),
+        };
+        let upstream = &server.upstream;
+        let place = format!("{}:{}", upstream.host(), upstream.port());
+        report
+            .problem(HERE, format!("{}: {place} cannot be reached: {reason}", server.name))
+            .remedy("Is the server running, and the URL in moat.yaml correct?");
+    }
+}
+
+async fn connect(server: &Server) -> io::Result<()> {
+    // A URL has IPv6 addresses in brackets, the resolver knows them without.
+    let host = server.upstream.host().trim_start_matches('[').trim_end_matches(']');
+    TcpStream::connect((host, server.upstream.port())).await.map(drop)
+}
+
+/// What went wrong last, in runs that are running, with servers of these names.
+pub(super) fn last_errors(servers: &[Server], status: &Status, report: &mut Report) {
+    for run in &status.runs {
+        let known = run.servers.iter().filter(|theirs| servers.iter().any(|ours| ours.name == theirs.name));
+        for server in known {
+            if let Some(error) = &server.last_error {
+                report
+                    .warning(HERE, format!("{}: last error, in run {}: {error}", server.name, run.name))
+                    .remedy(format!("See: moat trace --network {}", run.run));
+            }
+        }
+    }
 }
 
 fn one(server: &Server, store: &Store, report: &mut Report) {
@@ -87,6 +131,22 @@ mod tests {
         assert!(text.contains("moat grant mcp context7"), "{text}");
         assert!(text.contains("local: needs no credential"), "{text}");
         assert!(!text.contains("s3cr3t"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_listen_is_told_apart() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let server = |name: &str, address: std::net::SocketAddr| Server {
+            name: name.parse().unwrap(),
+            upstream: format!("http://{address}/mcp").try_into().unwrap(),
+            inject: None,
+        };
+        let servers = [server("here", listener.local_addr().unwrap()), server("gone", gone)];
+        let mut report = Report::default();
+        reach(&servers, &mut report).await;
+        assert_eq!(report.0.len(), 1);
+        assert!(report.0[0].text.starts_with("gone: 127.0.0.1:"), "{report:?}");
     }
 
     #[test]
