@@ -147,9 +147,18 @@ impl Keys {
         }
     }
 
-    /// The key; an error when there is none.
-    pub(super) fn existing(&self) -> Result<Key, KeyError> {
-        self.find()?.ok_or_else(|| KeyError::Missing { path: self.file.clone() })
+    /// Every key that a credential may be encrypted with, the likeliest first; an error when there is none. There
+    /// are two where a file was made while the keychain was away.
+    pub(super) fn existing(&self) -> Result<Vec<Key>, KeyError> {
+        let mut keys = Vec::new();
+        keys.extend(self.from_keychain()?);
+        match self.from_file() {
+            Ok(key) => keys.extend(key),
+            // The keychain's may be the right one.
+            Err(_) if !keys.is_empty() => {}
+            Err(error) => return Err(error),
+        }
+        if keys.is_empty() { Err(KeyError::Missing { path: self.file.clone() }) } else { Ok(keys) }
     }
 
     /// The key, made if nothing is encrypted yet. Only under the lock: nobody else makes one meanwhile.
@@ -430,6 +439,15 @@ mod tests {
         // Asked for, so no news.
         let held = keys.locked().unwrap();
         assert_eq!(keys.find_or_make(&held).unwrap().new_file, None);
+    }
+
+    #[test]
+    fn what_a_file_encrypted_while_the_keychain_was_away_stays_readable() {
+        let (rig, keychain) = (rig(), Fake::default());
+        keychain.0.lock().unwrap().entry = Some(text_of(1));
+        rig.write_key(&text_of(2), 0o600);
+        let keys = rig.keys(Some(keychain)).existing().unwrap();
+        assert_eq!(keys.iter().map(|key| key.expose()[0]).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[cfg(target_os = "linux")]

@@ -239,20 +239,22 @@ impl Store {
     }
 
     fn unseal(&self, grant: &GrantName, path: &Path, bytes: &[u8]) -> Result<Credential, ReadError> {
-        let of_key = |source| ReadError::Key { grant: grant.clone(), source };
         let remembered = self.memory().key.clone();
-        let (key, fresh) = match remembered {
-            Some(key) => (key, false),
-            None => (self.keys.existing().map_err(of_key)?, true),
+        let mut unsealed = match remembered {
+            Some(key) => Credential::unseal(bytes, &key, grant),
+            None => Err(Unsealable::Key),
         };
-        let mut unsealed = Credential::unseal(bytes, &key, grant);
-        if matches!(unsealed, Err(Unsealable::Key)) && !fresh {
-            // The key may have been made anew since we learned it.
-            let key = self.keys.existing().map_err(of_key)?;
-            unsealed = Credential::unseal(bytes, &key, grant);
-            self.memory().key = Some(key);
-        } else {
-            self.memory().key = Some(key);
+        if matches!(unsealed, Err(Unsealable::Key)) {
+            // Not known yet, or made anew since.
+            let keys =
+                self.keys.existing().map_err(|source| ReadError::Key { grant: grant.clone(), source })?;
+            for key in keys {
+                unsealed = Credential::unseal(bytes, &key, grant);
+                if !matches!(unsealed, Err(Unsealable::Key)) {
+                    self.memory().key = Some(key);
+                    break;
+                }
+            }
         }
         unsealed.map_err(|error| match error {
             Unsealable::Key => ReadError::Decrypt { grant: grant.clone() },

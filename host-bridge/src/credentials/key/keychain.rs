@@ -3,7 +3,7 @@
 //! Every call runs on a thread of its own and is given up after [`PATIENCE`]: a keychain may ask the user to unlock
 //! it, and a session bus may not answer at all.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{io, os::unix::net::UnixStream, sync::mpsc, thread, time::Duration};
 
 use zeroize::Zeroizing;
 
@@ -29,14 +29,28 @@ pub(super) enum KeychainError {
     Other(String),
 }
 
-/// The machine's keychain, if it can have one. Asks nobody yet.
+/// The machine's keychain, if it can have one.
 pub(super) fn of_this_machine(env: &Environment) -> Option<Box<dyn Keychain>> {
     // Without a session bus there is no Secret Service, and looking for one can hang.
-    if cfg!(not(target_os = "macos")) && env.get("DBUS_SESSION_BUS_ADDRESS").is_none() {
+    if cfg!(not(target_os = "macos")) && !env.get("DBUS_SESSION_BUS_ADDRESS").is_some_and(may_be_a_bus) {
         return None;
     }
     let service = env.get("MOAT_KEYRING_SERVICE").unwrap_or(SERVICE).to_owned();
     Some(Box::new(System { service }))
+}
+
+/// Is anybody at this address? An environment outlives its session, and is carried into containers.
+fn may_be_a_bus(address: &str) -> bool {
+    address.split(';').filter(|one| !one.is_empty()).any(|one| {
+        let path = one
+            .strip_prefix("unix:")
+            .and_then(|options| options.split(',').find_map(|option| option.strip_prefix("path=")));
+        // Abstract names, TCP and what else there is are left to the library.
+        path.is_none_or(|path| match UnixStream::connect(path) {
+            Ok(_) => true,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused),
+        })
+    })
 }
 
 struct System {
@@ -95,4 +109,26 @@ fn classify(error: &keyring::Error) -> KeychainError {
         }
     }
     KeychainError::Other(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_bus_is_there_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bus");
+        let address = format!("unix:path={},guid=0123", path.display());
+        assert!(!may_be_a_bus(""));
+        assert!(!may_be_a_bus(&address));
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(may_be_a_bus(&address));
+        assert!(may_be_a_bus(&format!("unix:path=/nonexistent;{address}")));
+        drop(listener);
+        // The socket of a session that is over.
+        assert!(path.exists() && !may_be_a_bus(&address));
+        assert!(may_be_a_bus("unix:abstract=/tmp/dbus-x"));
+    }
 }
