@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use moat_shared::wire::ErrorKind;
@@ -179,4 +179,81 @@ fn flags_are_in(verb: &clap::Command, section: &str) {
         );
         flags_are_in(inner, section);
     }
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(repository().join("docs")).unwrap().map(|e| e.unwrap().path()).collect();
+    files.push(repository().join("README.md"));
+    let mut checked = 0;
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let targets =
+            text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for target in targets.filter(|target| !target.starts_with("http")) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let other = if path.is_empty() { file.clone() } else { file.parent().unwrap().join(path) };
+            assert!(other.exists(), "{}: {target}", file.display());
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&other).unwrap();
+                assert!(text.lines().any(|line| is_heading_of(line, anchor)), "{}: {target}", file.display());
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 10, "{checked}");
+}
+
+fn is_heading_of(line: &str, anchor: &str) -> bool {
+    let Some(title) = line.strip_prefix('#') else { return false };
+    let title = title.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+    title.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).eq(anchor.chars())
+}
+
+#[test]
+fn what_holds_a_barrier_exists() {
+    let text = document("SECURITY.md");
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .filter_map(|line| line.trim_end_matches(" |").rsplit_once(" | "));
+    let mut checked = 0;
+    for (_, holder) in rows {
+        for item in holder.split('`').skip(1).step_by(2).filter(|item| item.contains("::")) {
+            assert!(exists(item), "SECURITY.md names {item}, which is not there");
+            checked += 1;
+        }
+    }
+    assert!(checked > 10, "{checked}");
+}
+
+/// `module::module::item`: do the module's file and, in it or below, the item exist? The first word may be a crate.
+fn exists(item: &str) -> bool {
+    let (root, rest) = match item.split_once("::") {
+        Some((part @ ("shared" | "sidecar" | "init"), rest)) => (repository().join(part).join("src"), rest),
+        _ => (repository().join("host-bridge/src"), item),
+    };
+    let mut module = root;
+    for name in rest.split("::") {
+        let next = module.join(name);
+        if next.is_dir() || next.with_extension("rs").is_file() {
+            module = next;
+        } else {
+            return mentions(&module, name);
+        }
+    }
+    true
+}
+
+fn mentions(module: &Path, name: &str) -> bool {
+    let file = fs::read_to_string(module.with_extension("rs")).unwrap_or_default();
+    let has = |text: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+    let below = fs::read_dir(module).into_iter().flatten().map(|entry| entry.unwrap().path());
+    has(&file)
+        || below.filter(|path| path.is_file()).any(|path| has(&fs::read_to_string(path).unwrap_or_default()))
 }
