@@ -1,0 +1,125 @@
+//! Between the user's terminal or pipes and the sandbox's: bytes as they are, and a copy of the output for the log.
+//!
+//! One thread per direction, with blocking reads: stdin may be anything, and a file cannot be waited for otherwise.
+//! The output's threads end when the sandbox does. The input's may wait for a key that never comes; it holds nothing
+//! that outlives the process.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::AsFd,
+    thread,
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    log::{Log, Stream},
+    terminal::Raw,
+};
+use crate::runtime::{Io, process};
+
+/// Output is passed on in pieces of at most this size.
+const PIECE: usize = 64 * 1024;
+
+/// The user's side of the sandbox.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    terminal: Option<(Raw, File)>,
+    outputs: Vec<oneshot::Receiver<()>>,
+}
+
+/// Connects the sandbox with this process's stdin, stdout and stderr.
+pub(crate) fn attach(io: Io, log: &Log) -> io::Result<Attached> {
+    match io {
+        Io::Terminal(terminal) => {
+            let raw = Raw::enter()?;
+            input(terminal.try_clone()?)?;
+            let outputs = vec![output(terminal.try_clone()?, io::stdout(), log.stream())?];
+            Ok(Attached { terminal: Some((raw, terminal)), outputs })
+        }
+        Io::Pipes { stdin, stdout, stderr } => {
+            input(stdin)?;
+            let outputs = vec![
+                output(stdout, io::stdout(), log.stream())?,
+                output(stderr, io::stderr(), log.stream())?,
+            ];
+            Ok(Attached { terminal: None, outputs })
+        }
+    }
+}
+
+impl Attached {
+    /// The user's window changed.
+    pub(crate) fn resize(&self) {
+        if let Some((_, terminal)) = &self.terminal {
+            let size = process::size(io::stdout().as_fd());
+            let set = size.and_then(|size| process::set_size(terminal.as_fd(), size));
+            if let Err(error) = set {
+                tracing::warn!("the window's size was not passed on: {error}");
+            }
+        }
+    }
+
+    /// Text as this moment's terminal wants its line ends.
+    pub(crate) fn line(&self, text: &str) -> String {
+        if self.terminal.is_some() { format!("\r{}\r", text.replace('\n', "\r\n")) } else { text.to_owned() }
+    }
+
+    /// Waits for the rest of the output of a sandbox that has ended, and gives the terminal back.
+    pub(crate) async fn finish(self) {
+        for output in self.outputs {
+            // An error is the thread's end as well.
+            let _ended = output.await.is_err();
+        }
+    }
+}
+
+fn input(mut to: File) -> io::Result<()> {
+    let copy = move || {
+        let mut stdin = io::stdin().lock();
+        // Ends with stdin, or with the sandbox: whoever goes first, `to` is closed, which is the sandbox's end of file.
+        let _ended = copy_each(&mut stdin, |piece| to.write_all(piece));
+    };
+    thread::Builder::new().name("stdin".into()).spawn(copy).map(drop)
+}
+
+fn output<W: Write + Send + 'static>(
+    mut from: File,
+    mut to: W,
+    mut log: Stream,
+) -> io::Result<oneshot::Receiver<()>> {
+    let (ended, end) = oneshot::channel();
+    let copy = move || {
+        let copied = copy_each(&mut from, |piece| {
+            if let Err(error) = log.push(piece) {
+                tracing::error!("output was not written to the log: {error}");
+            }
+            to.write_all(piece).and_then(|()| to.flush())
+        });
+        if let Err(error) = copied {
+            // EIO is how a terminal says that its last user is gone; EPIPE, that nobody reads our output any more.
+            let end = error.raw_os_error() == Some(libc::EIO) || error.kind() == io::ErrorKind::BrokenPipe;
+            if !end {
+                tracing::error!("output was lost: {error}");
+            }
+        }
+        drop((from, log));
+        let _nobody_waits = ended.send(());
+    };
+    thread::Builder::new().name("output".into()).spawn(copy)?;
+    Ok(end)
+}
+
+/// Passes on what comes, as it comes.
+fn copy_each(from: &mut impl Read, mut pass: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(length) => pass(&piece[..length])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What is to be run: the command line and moat.yaml together, checked, before anything is started.
+//!
+//! The command line wins over moat.yaml, moat.yaml over what an agent's verb means by itself.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use moat_shared::{grant::GrantName, hint::Hint, plan::Agent};
+
+use super::{
+    name::RunName,
+    preflight::{PromptPolicy, preflight},
+};
+use crate::{
+    cli::{Context, Failure},
+    config::{self, Config, NetworkMode, RuntimeName, Settings},
+    runtime::{Mount, RuntimeError},
+};
+
+/// The command line, as given.
+#[derive(Debug, Default)]
+pub(crate) struct Request {
+    pub(crate) workspace: PathBuf,
+    pub(crate) agent: Option<Agent>,
+    /// Empty: moat.yaml's.
+    pub(crate) command: Vec<String>,
+    /// Agents ask before they act.
+    pub(crate) confirm: bool,
+    pub(crate) name: Option<RunName>,
+    pub(crate) runtime: Option<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) grants: Vec<GrantName>,
+    pub(crate) mounts: Vec<config::Mount>,
+    pub(crate) no_prompt: bool,
+}
+
+/// Everything that a run needs to be started.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) name: RunName,
+    /// Canonical.
+    pub(crate) workspace: PathBuf,
+    pub(crate) agent: Option<Agent>,
+    pub(crate) command: Vec<String>,
+    pub(crate) confirm: bool,
+    /// Of moat.yaml and the command line, without moat's own.
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) config: Config,
+    /// For the user, before the start.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Why there is nothing to run.
+#[derive(Debug, thiserror::Error)]
+enum OrderError {
+    #[error("workspace {path}")]
+    Workspace {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("workspace {0}: not a directory")]
+    NoDirectory(PathBuf),
+    #[error("no command")]
+    NoCommand,
+    #[error("mount {path}")]
+    Mount {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("mount target {0} belongs to the sandbox itself")]
+    Target(PathBuf),
+}
+
+impl Hint for OrderError {
+    fn hint(&self) -> Option<std::borrow::Cow<'_, str>> {
+        match self {
+            Self::NoCommand => Some("give one after --, or 'command:' in moat.yaml".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Loads and checks everything; asks for missing grants where it may.
+pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Failure> {
+    let own = |error: OrderError| Failure::from_error(&error);
+    let workspace = workspace(&request.workspace).map_err(own)?;
+    let settings =
+        Settings::load(&context.home, &context.env).map_err(|problems| Failure::from_error(&problems))?;
+    let mut config = config::load(&workspace).map_err(|problems| Failure::from_error(&problems))?;
+    for grant in request.grants {
+        if !config.grants.contains(&grant) {
+            config.grants.push(grant);
+        }
+    }
+    check_runtime(request.runtime.as_deref(), &config).map_err(|error| Failure::from_error(&error))?;
+    let command = if request.command.is_empty() { config.command.clone() } else { request.command };
+    if command.is_empty() {
+        return Err(own(OrderError::NoCommand));
+    }
+    let mounts = settings.mounts.iter().chain(&config.mounts).chain(&request.mounts);
+    let mounts = mounts.map(|one| mount(one, &workspace)).collect::<Result<_, _>>().map_err(own)?;
+    let name = match (request.name, &config.name) {
+        (Some(name), _) => name,
+        (None, Some(name)) => name.parse().map_err(|error| Failure::new(format!("{error}")))?,
+        (None, None) => RunName::random(),
+    };
+    let prompt = PromptPolicy::of(request.no_prompt || context.global.dry_run, &context.env);
+    preflight(&config, &context.home, &context.env, context.global.profile.as_ref(), prompt)?;
+
+    let mut env = config.env.clone();
+    env.extend(request.env);
+    let warnings = settings.warnings.iter().chain(&config.warnings).map(ToString::to_string).collect();
+    let Request { agent, confirm, .. } = request;
+    Ok(Order { name, workspace, agent, command, confirm, env, mounts, config, warnings })
+}
+
+fn workspace(path: &Path) -> Result<PathBuf, OrderError> {
+    let found = fs::canonicalize(path)
+        .map_err(|source| OrderError::Workspace { path: path.to_path_buf(), source })?;
+    if found.is_dir() { Ok(found) } else { Err(OrderError::NoDirectory(found)) }
+}
+
+/// Only what can be enforced is accepted.
+fn check_runtime(flag: Option<&str>, config: &Config) -> Result<(), RuntimeError> {
+    let wanted = match flag {
+        Some(text) => Some(text.parse::<RuntimeName>().map_err(|_| RuntimeError::Unknown(text.to_owned()))?),
+        None => config.runtime,
+    };
+    match wanted {
+        None | Some(RuntimeName::Process) => {}
+        Some(other) => return Err(RuntimeError::NotYet(other.as_str().to_owned())),
+    }
+    match config.network {
+        None | Some(NetworkMode::None) => Ok(()),
+        Some(NetworkMode::Open) => Err(RuntimeError::Network("open")),
+        Some(NetworkMode::Host) => Err(RuntimeError::Network("host")),
+    }
+}
+
+fn mount(wanted: &config::Mount, workspace: &Path) -> Result<Mount, OrderError> {
+    const OWN: [&str; 7] = ["/proc", "/sys", "/dev", "/run/moat", "/workspace", "/home/agent", "/etc"];
+    let target = &wanted.target;
+    let covers = |own: &str| Path::new(own).starts_with(target);
+    let inside = |own: &str| target.starts_with(own) && !matches!(own, "/workspace" | "/home/agent" | "/etc");
+    if OWN.iter().any(|own| covers(own) || inside(own)) {
+        return Err(OrderError::Target(target.clone()));
+    }
+    let source = fs::canonicalize(workspace.join(&wanted.source))
+        .map_err(|source| OrderError::Mount { path: wanted.source.clone(), source })?;
+    Ok(Mount { source, target: target.clone(), read_only: wanted.read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case("/data" => true)]
+    #[test_case("/workspace/vendor" => true; "below the workspace")]
+    #[test_case("/home/agent/.cache" => true; "below the home")]
+    #[test_case("/" => false; "root")]
+    #[test_case("/run" => false; "above the tunnel")]
+    #[test_case("/run/moat" => false; "the tunnel")]
+    #[test_case("/workspace" => false; "the workspace")]
+    #[test_case("/proc/1" => false; "proc")]
+    #[test_case("/dev/shm" => false; "dev")]
+    fn targets(target: &str) -> bool {
+        let wanted = config::Mount { source: "/".into(), target: target.into(), read_only: true };
+        mount(&wanted, Path::new("/")).is_ok()
+    }
+
+    #[test_case(None, None => Ok(()))]
+    #[test_case(Some("docker"), None => Err("the docker runtime is not supported yet".to_owned()))]
+    #[test_case(Some("lxc"), None => Err("invalid runtime \"lxc\": must be 'process', 'docker', 'podman' or 'apple'".to_owned()))]
+    #[test_case(None, Some(NetworkMode::Open) => Err("network mode 'open' is not supported yet on the process runtime".to_owned()))]
+    fn runtimes(flag: Option<&str>, network: Option<NetworkMode>) -> Result<(), String> {
+        check_runtime(flag, &Config { network, ..Config::default() }).map_err(|error| error.to_string())
+    }
+}

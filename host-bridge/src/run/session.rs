@@ -1,0 +1,277 @@
+//! One run from its registration to its end.
+//!
+//! ```text
+//! register ──► start ──► hold until the sandbox ends ──► unregister
+//!     │          │             │ signal, `moat stop`: forward, wait, kill
+//!     └──────────┴── interrupted: nothing is left
+//! ```
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use moat_shared::{
+    exit,
+    id::RunId,
+    plan::{Identity, Startup},
+};
+use nix::sys::signal::Signal;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    attach::{Attached, attach},
+    hold::hold,
+    log::Log,
+    metadata::{Metadata, Record},
+    order::Order,
+    plan::{self, plan},
+    signals::{Signals, Told},
+    terminal, tracked,
+};
+use crate::{
+    cli::{Context, Failure, print, with_causes},
+    control::{
+        api::{HoldEvent, Process, Register},
+        client::Client,
+        spawn,
+    },
+    runtime::{self, Created, Io, Running, Runtime},
+};
+
+/// From a stop to SIGKILL: more than PID 1 takes for the same.
+const PATIENCE: Duration = Duration::from_millis(plan::GRACE_MS + 3_000);
+/// For the bridge to take note of the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// For the last output to be written somewhere that does not take it.
+const LAST_OUTPUT: Duration = Duration::from_secs(5);
+
+/// Registers, starts, attaches, waits. The exit code is that of the command.
+pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context) -> Result<u8, Failure> {
+    let mut signals =
+        Signals::listen().map_err(|error| Failure::new(format!("listening to signals: {error}")))?;
+    let size = terminal::size();
+    let created = runtime
+        .create(runtime::Order {
+            name: order.name.to_string(),
+            workspace: order.workspace.clone(),
+            mounts: order.mounts.clone(),
+            terminal: size,
+        })
+        .map_err(|error| Failure::from_error(&error))?;
+    let Some((client, id, identity)) = register(&order, runtime.name(), context, &mut signals).await? else {
+        return Ok(exit::from_signal(INTERRUPTED));
+    };
+    let session = Session { order, context, client, id, interactive: size.is_some() };
+    let outcome = session.registered(created, identity, runtime.name(), &mut signals).await;
+    session.unregister().await;
+    outcome
+}
+
+/// The number of SIGINT.
+const INTERRUPTED: u8 = 2;
+
+/// Registers the run. `None`: interrupted, and nothing is left.
+async fn register(
+    order: &Order,
+    runtime: &str,
+    context: &Context,
+    signals: &mut Signals,
+) -> Result<Option<(Client, RunId, Identity)>, Failure> {
+    let wanted = Register {
+        name: order.name.to_string(),
+        runtime: runtime.to_owned(),
+        workspace: order.workspace.display().to_string(),
+        servers: order.config.servers.clone(),
+        profile: context.global.profile.clone(),
+        holder: Process::current(),
+    };
+    let registering = spawn::register(&context.home, &context.env, &wanted);
+    tokio::pin!(registering);
+    let done = tokio::select! {
+        done = &mut registering => done,
+        _ = signals.stop() => {
+            // A registration on its way is taken back; a bridge that does not answer sees that we are gone.
+            if let Ok(Ok((client, registered))) = timeout(FAREWELL, &mut registering).await {
+                farewell(&client, &registered.run).await;
+            }
+            return Ok(None);
+        }
+    };
+    let (client, registered) = done.map_err(|error| Failure::from_error(&error))?;
+    if let Some(text) = client.mismatch() {
+        print::note(&text);
+    }
+    Ok(Some((client, registered.run, registered.identity)))
+}
+
+async fn farewell(client: &Client, run: &RunId) {
+    match timeout(FAREWELL, client.unregister(run)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::info!("{run} was not unregistered: {}", with_causes(&error)),
+        Err(_) => tracing::info!("{run} was not unregistered in time; the bridge drops it by itself"),
+    }
+}
+
+/// A run that is registered.
+struct Session<'a> {
+    order: Order,
+    context: &'a Context,
+    client: Client,
+    id: RunId,
+    interactive: bool,
+}
+
+impl Session<'_> {
+    async fn registered(
+        &self,
+        created: impl Created,
+        identity: Identity,
+        runtime: &str,
+        signals: &mut Signals,
+    ) -> Result<u8, Failure> {
+        let home = &self.context.home;
+        let mut record = self.record(runtime)?;
+        let failed = |error| Failure::from_error(&error);
+        record.starting(home).map_err(failed)?;
+        let startup = self.startup(created.view(), identity);
+        let started = tokio::select! {
+            started = created.start(&startup) => started,
+            signal = signals.stop() => {
+                record.failed(home, "interrupted".to_owned(), Timestamp::now()).map_err(failed)?;
+                return Ok(code_of(signal));
+            }
+        };
+        drop(startup);
+        let ended = match started {
+            Ok((running, io)) => self.started(running, io, &mut record, signals).await,
+            Err(error) => Err(Failure::from_error(&error)),
+        };
+        match ended {
+            Ok(code) => {
+                record.stopped(home, code, Timestamp::now()).map_err(failed)?;
+                print::note(&format!("View output: moat logs {}", self.id));
+                Ok(code)
+            }
+            Err(failure) => {
+                record.failed(home, failure.text.clone(), Timestamp::now()).map_err(failed)?;
+                Err(failure)
+            }
+        }
+    }
+
+    fn record(&self, runtime: &str) -> Result<Record, Failure> {
+        let order = &self.order;
+        let now = Timestamp::now();
+        let mut metadata =
+            Metadata::new(order.name.to_string(), &order.workspace, runtime, Process::current(), now);
+        metadata.grants = order.config.grants.iter().map(|grant| grant.as_str().to_owned()).collect();
+        let agent = order.agent.map(|agent| agent.name().to_owned());
+        metadata.agent = agent.or_else(|| order.config.agent.clone()).unwrap_or_default();
+        metadata.interactive = self.interactive;
+        Record::create(&self.context.home, self.id.clone(), metadata)
+            .map_err(|error| Failure::from_error(&error))
+    }
+
+    fn startup(&self, view: runtime::View, identity: Identity) -> Startup {
+        let mcp_json = tracked::mcp_json(&self.order.workspace);
+        let plan = plan(&self.order, self.id.clone(), view, &self.context.env, mcp_json, self.interactive);
+        Startup { plan, identity }
+    }
+
+    /// PID 1 runs.
+    async fn started(
+        &self,
+        mut running: impl Running,
+        io: Io,
+        record: &mut Record,
+        signals: &mut Signals,
+    ) -> Result<u8, Failure> {
+        let home = &self.context.home;
+        let pid = running.pid().map(|pid| pid.to_string()).unwrap_or_default();
+        record.running(home, pid, Timestamp::now()).map_err(|error| Failure::from_error(&error))?;
+        match self.order.agent {
+            Some(_) => print::note(&format!("Started agent \"{}\" ({})", self.order.name, self.id)),
+            None => print::note(&format!("Started {} ({})", self.order.name, self.id)),
+        }
+        if !self.interactive {
+            print::note("Press Ctrl+C to stop");
+        }
+        let failed = |error| Failure::new(format!("attaching to the sandbox: {error}"));
+        let log = Log::open(&home.logs(&self.id)).map_err(failed)?;
+        let attached = attach(io, &log).map_err(failed)?;
+        let code = self.watch(&mut running, &attached, record, signals).await;
+        if timeout(LAST_OUTPUT, attached.finish()).await.is_err() {
+            tracing::warn!("the last output was not taken");
+        }
+        code
+    }
+
+    /// Until the sandbox ends, by itself or because somebody said so.
+    async fn watch(
+        &self,
+        running: &mut impl Running,
+        attached: &Attached,
+        record: &mut Record,
+        signals: &mut Signals,
+    ) -> Result<u8, Failure> {
+        let (events, mut told) = mpsc::channel(16);
+        let mut tasks = JoinSet::new();
+        let Context { home, env, .. } = self.context;
+        tasks.spawn(hold(home.clone(), env.clone(), self.id.clone(), self.client.clone(), events));
+        let mut deadline: Option<Instant> = None;
+        loop {
+            let patience = deadline;
+            let out_of_patience = async {
+                match patience {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let stop = tokio::select! {
+                code = running.wait() => {
+                    return code.map_err(|error| Failure::new(format!("waiting for the sandbox: {error}")));
+                }
+                () = out_of_patience => {
+                    running.kill().map_err(|error| Failure::new(format!("ending the sandbox: {error}")))?;
+                    deadline = None;
+                    continue;
+                }
+                told = signals.next() => match told {
+                    Told::Resized => {
+                        attached.resize();
+                        continue;
+                    }
+                    Told::Stop(signal) => signal,
+                },
+                Some(event) = told.recv() => match event {
+                    HoldEvent::Held => continue,
+                    HoldEvent::Warning { text } => {
+                        print::note(&attached.line(&text));
+                        continue;
+                    }
+                    HoldEvent::Stop => Signal::SIGTERM,
+                    HoldEvent::Ended { reason } => {
+                        print::note(&attached.line(&format!("Warning: the run has ended for the bridge: {reason}")));
+                        Signal::SIGTERM
+                    }
+                },
+            };
+            if deadline.is_none() {
+                deadline = Some(Instant::now() + PATIENCE);
+                record.stopping(home).map_err(|error| Failure::from_error(&error))?;
+            }
+            running.signal(stop).map_err(|error| Failure::new(format!("stopping the sandbox: {error}")))?;
+        }
+    }
+
+    async fn unregister(&self) {
+        farewell(&self.client, &self.id).await;
+    }
+}
+
+fn code_of(signal: Signal) -> u8 {
+    exit::from_signal(u8::try_from(signal as i32).unwrap_or_default())
+}

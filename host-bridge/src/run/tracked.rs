@@ -1,0 +1,147 @@
+//! Does git track the workspace's `.mcp.json`? Answered by reading git's index, never by starting git: an agent may
+//! have written a `.git/config` that makes git start something else.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::Path,
+};
+
+use moat_shared::plan::McpJson;
+
+const NAME: &str = ".mcp.json";
+/// Larger indexes are taken to track everything.
+const INDEX_MAX: u64 = 256 << 20;
+
+/// Where the run's `.mcp.json` goes: not over a file that may be under version control.
+pub(crate) fn mcp_json(workspace: &Path) -> McpJson {
+    let present = fs::symlink_metadata(workspace.join(NAME));
+    let absent = present.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    match tracked(workspace) {
+        // A file that git tracks may be absent here because somebody deletes it just now.
+        Ok(Some(true)) => McpJson::Home,
+        Ok(Some(false) | None) => McpJson::Workspace,
+        Err(_) if absent => McpJson::Workspace,
+        Err(_) => McpJson::Home,
+    }
+}
+
+/// `None`: the workspace is in no repository. An error: it may be tracked.
+fn tracked(workspace: &Path) -> io::Result<Option<bool>> {
+    for above in workspace.ancestors() {
+        let git = above.join(".git");
+        match fs::symlink_metadata(&git) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+            // A file or a link: a worktree or a submodule, whose index is elsewhere.
+            Ok(meta) if !meta.is_dir() => return Err(io::ErrorKind::Unsupported.into()),
+            Ok(_) => {}
+        }
+        let below = workspace.strip_prefix(above).map_err(io::Error::other)?.join(NAME);
+        let index = match File::open(git.join("index")) {
+            Ok(index) => index,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(false)),
+            Err(error) => return Err(error),
+        };
+        if !index.metadata()?.is_file() || index.metadata()?.len() > INDEX_MAX {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut bytes = Vec::new();
+        index.take(INDEX_MAX).read_to_end(&mut bytes)?;
+        return mentions(&bytes, below.as_os_str().as_encoded_bytes()).map(Some);
+    }
+    Ok(None)
+}
+
+/// Is this path in the index? Only versions 2 and 3 spell paths out; 4 compresses them, and others are unknown.
+fn mentions(index: &[u8], path: &[u8]) -> io::Result<bool> {
+    let version =
+        index.strip_prefix(b"DIRC").and_then(|rest| rest.first_chunk()).map(|v| u32::from_be_bytes(*v));
+    if !matches!(version, Some(2 | 3)) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    // An entry's path ends with a zero. It may be a longer path's end too: then `.mcp.json` is spared needlessly.
+    let mut ended = path.to_vec();
+    ended.push(0);
+    if contains(index, &ended) {
+        return Ok(true);
+    }
+    // The extension of a split index, whose other half is elsewhere (or a path that ends so: then it is spared too).
+    if contains(index, b"link\0\0") { Err(io::ErrorKind::Unsupported.into()) } else { Ok(false) }
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(version: u32, path: &str) -> Vec<u8> {
+        let mut bytes = b"DIRC".to_vec();
+        bytes.extend(version.to_be_bytes());
+        bytes.extend([0, 0, 0, 1]);
+        bytes.extend([7; 62]);
+        bytes.extend(path.as_bytes());
+        bytes.extend([0; 4]);
+        bytes
+    }
+
+    fn place(git: impl FnOnce(&Path), workspace: &str, file: bool) -> McpJson {
+        let dir = tempfile::tempdir().unwrap();
+        let workspace = dir.path().join(workspace);
+        fs::create_dir_all(&workspace).unwrap();
+        git(&dir.path().join(".git"));
+        if file {
+            fs::write(workspace.join(NAME), "{}").unwrap();
+        }
+        mcp_json(&workspace)
+    }
+
+    fn with_index(bytes: Vec<u8>) -> impl FnOnce(&Path) {
+        move |git| {
+            fs::create_dir(git).unwrap();
+            fs::write(git.join("index"), bytes).unwrap();
+        }
+    }
+
+    #[test]
+    fn without_git_it_goes_into_the_workspace() {
+        assert_eq!(place(|_| {}, "", true), McpJson::Workspace);
+    }
+
+    #[test]
+    fn tracked_or_not() {
+        assert_eq!(place(with_index(index(2, ".mcp.json")), "", true), McpJson::Home);
+        assert_eq!(place(with_index(index(2, ".mcp.json")), "", false), McpJson::Home);
+        assert_eq!(place(with_index(index(2, "README.md")), "", true), McpJson::Workspace);
+        assert_eq!(place(with_index(index(2, "sub/.mcp.json")), "sub", true), McpJson::Home);
+        assert_eq!(place(with_index(index(2, "other/x")), "sub", true), McpJson::Workspace);
+    }
+
+    #[test]
+    fn when_unsure_a_file_that_is_there_is_spared() {
+        let worktree = |git: &Path| fs::write(git, "gitdir: /elsewhere").unwrap();
+        assert_eq!(place(worktree, "", true), McpJson::Home);
+        assert_eq!(place(worktree, "", false), McpJson::Workspace);
+        assert_eq!(place(with_index(index(4, "x")), "", true), McpJson::Home);
+        assert_eq!(place(with_index(b"garbage".to_vec()), "", true), McpJson::Home);
+    }
+
+    #[test]
+    fn the_real_git_agrees() {
+        let dir = tempfile::tempdir().unwrap();
+        let git = |arguments: &[&str]| {
+            let done = std::process::Command::new("git").arg("-C").arg(dir.path()).args(arguments).output();
+            done.is_ok_and(|output| output.status.success())
+        };
+        if !git(&["init", "-q"]) {
+            return; // no git on this machine; the format's tests above stand
+        }
+        fs::write(dir.path().join(NAME), "{}").unwrap();
+        assert_eq!(mcp_json(dir.path()), McpJson::Workspace);
+        assert!(git(&["add", NAME]));
+        assert_eq!(mcp_json(dir.path()), McpJson::Home);
+    }
+}
