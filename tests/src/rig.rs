@@ -36,6 +36,8 @@ pub struct Rig {
     pub authority: Authority,
     /// More environment for `moat`.
     pub env: BTreeMap<String, String>,
+    /// A command that starts `moat`: `unshare` and its like.
+    pub prefix: Vec<String>,
 }
 
 /// The directory of this build's binaries.
@@ -142,7 +144,7 @@ impl Rig {
         fs::create_dir(root.path().join("user"))?;
         let authority = Authority::new()?;
         authority.write_pem(&root.path().join("ca.pem"))?;
-        Ok(Self { mark, root, workspace, authority, env: BTreeMap::new() })
+        Ok(Self { mark, root, workspace, authority, env: BTreeMap::new(), prefix: Vec::new() })
     }
 
     /// A text that no other rig has.
@@ -182,7 +184,15 @@ impl Rig {
     /// # Errors
     /// When it is not built.
     pub fn moat(&self, arguments: &[&str]) -> Outcome<Command> {
-        let mut command = Command::new(moat_binary()?);
+        let moat = moat_binary()?;
+        let mut command = match self.prefix.split_first() {
+            None => Command::new(moat),
+            Some((program, before)) => {
+                let mut command = Command::new(program);
+                command.args(before).arg(moat);
+                command
+            }
+        };
         command
             .args(arguments)
             .env_clear()

@@ -12,7 +12,10 @@ mod story;
 
 use std::{process::ExitCode, sync::Arc, thread};
 
-use moat_tests::{Outcome, listen, rig::Rig};
+use moat_tests::{
+    Outcome, listen,
+    rig::{self, Rig},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
@@ -30,6 +33,9 @@ fn main() -> ExitCode {
 
 fn run() -> Outcome<ExitCode> {
     page::title();
+    if rig::binary("moat").is_err() {
+        page::building();
+    }
     let rig = Arc::new(Rig::new()?);
     let (done, ended) = oneshot::channel();
     let told = Arc::clone(&rig);

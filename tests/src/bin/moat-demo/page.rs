@@ -13,6 +13,11 @@ pub(crate) fn title() {
     println!("moat: an agent in a sandbox uses two MCP servers and never holds a credential\n");
 }
 
+/// Why nothing happens for a while, the first time.
+pub(crate) fn building() {
+    eprintln!("building moat with its sidecar; this takes a minute or two the first time ...\n");
+}
+
 /// A heading over two columns.
 pub(crate) fn headings(left: &str, right: &str) {
     row(left, right);
