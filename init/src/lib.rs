@@ -7,6 +7,7 @@
 //! [`run`] is all of it. It knows nothing of MCP, TLS or the tunnel: the relay is this same binary, started again
 //! with the argument `relay` ([`relay::RelayStart`] on its stdin).
 
+mod agents;
 mod environ;
 mod escalate;
 mod files;
@@ -37,6 +38,8 @@ enum BootError {
     Terminal(#[source] io::Error),
     #[error(transparent)]
     Relay(#[from] relay::RelayError),
+    #[error(transparent)]
+    Files(#[from] files::FileError),
     #[error("lost control of the sandbox")]
     Loop(#[source] io::Error),
 }
@@ -61,6 +64,11 @@ fn boot(startup: Startup) -> Result<u8, BootError> {
         terminal::adopt().map_err(BootError::Terminal)?;
     }
     let relay = relay::Relay::bind(&plan, identity)?;
-    let code = pid1::Pid1::new(&plan, relay, signals).run().map_err(BootError::Loop)?;
-    Ok(code)
+    files::put_in(&plan)?;
+    let code = pid1::Pid1::new(&plan, relay, signals).run().map_err(BootError::Loop);
+    match files::take_out(&plan) {
+        Ok(()) | Err(files::FileError::Told) => {}
+        Err(error) => say::error(&error),
+    }
+    code
 }

@@ -244,8 +244,10 @@ fn parse_line(line: &[u8]) -> Option<Event> {
     if line.starts_with(READY.as_bytes()) {
         return Some(Event::Ready);
     }
-    let end =
-        line.iter().position(|byte| *byte == b'\n').or((line.len() > LINE_BYTES).then_some(LINE_BYTES))?;
+    let end = line
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .or_else(|| (line.len() > LINE_BYTES).then_some(LINE_BYTES))?;
     let line = String::from_utf8_lossy(line.get(..end).unwrap_or_default());
     Some(match line.strip_prefix(FAILED) {
         Some(reason) => Event::NotReady(reason.chars().filter(|c| !c.is_control()).collect()),

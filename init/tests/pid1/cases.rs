@@ -11,7 +11,7 @@ use crate::{
 type Case = fn(Uids);
 
 /// Every case and its name.
-const CASES: [(&str, Case); 13] = [
+const CASES: [(&str, Case); 17] = [
     ("exit_codes_come_through", exit_codes),
     ("the_hook_runs_before_the_agent", hook),
     ("a_failing_hook_stops_the_start", failing_hook),
@@ -25,7 +25,14 @@ const CASES: [(&str, Case); 13] = [
     ("sigterm_twice_is_harder", twice),
     ("the_relay_is_restarted_and_no_connection_is_lost", restart),
     ("the_terminal_is_the_agents", terminal),
+    ("the_agents_find_their_files", files),
+    ("a_broken_file_or_a_name_of_the_users_stops_the_start", refused_files),
+    ("the_users_mcp_json_is_as_before_afterwards", mcp_json),
+    ("a_crash_leaves_nothing_for_good_in_mcp_json", crash),
 ];
+
+/// What needs a file of somebody else.
+const THREE_UIDS: [(&str, Case); 1] = [("a_planted_link_reaches_nothing", planted)];
 
 pub(crate) fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -37,7 +44,8 @@ pub(crate) fn all() -> Vec<Trial> {
             lacks(&["--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--net"]),
         ),
     ] {
-        for (name, case) in CASES {
+        let more: &[_] = if uids == Uids::Three { &THREE_UIDS } else { &[] };
+        for (name, case) in CASES.into_iter().chain(more.iter().copied()) {
             trials.push(
                 match missing {
                     None => Trial::test(name, move || {
@@ -245,4 +253,112 @@ fn terminal(uids: Uids) {
         assert!(out.lines().any(|found| found == line), "{line} is not in {out:?}");
     }
     assert!(output.status.success(), "{out:?}");
+}
+
+fn files(uids: Uids) {
+    let script = "cd $HOME; stat -c '%a %u %n' .claude.json .codex/config.toml .gemini/settings.json; \
+                  stat -c '%a %u %n' $OLDPWD/.mcp.json; grep -c moat-stub-oauth:notion .claude.json .codex/config.toml \
+                  .gemini/settings.json $OLDPWD/.mcp.json | sed 's/.*://' | tr -d '\n'";
+    let sandbox = Sandbox::new(uids, script);
+    let uid = &sandbox.plan["user"]["ids"]["uid"];
+    let ended = sandbox.run();
+    let work = sandbox.path("work");
+    let expected = format!(
+        "600 {uid} .claude.json\n600 {uid} .codex/config.toml\n600 {uid} .gemini/settings.json\n600 {uid} {}/.mcp.json\n1111",
+        work.display()
+    );
+    assert_eq!(ended.out, expected, "{ended:?}");
+    assert!(!work.join(".mcp.json").exists(), "taken out again");
+    let only = Sandbox::new(uids, "ls -A $HOME").set("agent", json!("codex")).run();
+    assert_eq!(only.out, ".codex\n");
+}
+
+/// Writes a file as the user of the sandbox has it.
+fn users_file(sandbox: &Sandbox, name: &str, text: &str) -> std::path::PathBuf {
+    let path = sandbox.path(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, text).unwrap();
+    let uid = sandbox.plan["user"]["ids"]["uid"].as_u64().map(|uid| u32::try_from(uid).unwrap());
+    for path in [&*path, path.parent().unwrap()] {
+        std::os::unix::fs::chown(path, uid, uid).unwrap();
+    }
+    path
+}
+
+fn refused_files(uids: Uids) {
+    let sandbox = Sandbox::new(uids, "echo agent");
+    let claude = users_file(&sandbox, "home/.claude.json", "{\n\"a\": 1,\n}\n");
+    let codex = users_file(&sandbox, "home/.codex/config.toml", "[mcp_servers.notion]\ncommand = \"mine\"\n");
+    let ended = sandbox.run();
+    assert_eq!((ended.code, &*ended.out), (i32::from(moat_shared::exit::SETUP), ""));
+    let expected = format!(
+        "moat: {}:3: not valid JSON: a comma without a member after it\n\
+         moat: {}:1: there is an MCP server \"notion\" of your own with the name of one from moat.yaml; rename one of the two\n\
+         moat: nothing was started\n",
+        claude.display(),
+        codex.display()
+    );
+    assert_eq!(ended.err, expected);
+    assert_eq!(std::fs::read_to_string(claude).unwrap(), "{\n\"a\": 1,\n}\n");
+    assert!(!sandbox.path("home/.gemini").exists(), "nothing was written");
+}
+
+fn mcp_json(uids: Uids) {
+    let users = "{ \"mcpServers\" : {\"mine\": {\"command\": \"m\"}} }";
+    let during = "grep -o 'mcp/notion\\|\"mine\"' .mcp.json $HOME/.mcp.json 2>/dev/null | sed \"s|$HOME|~|\" | sort -u | tr '\\n' ' '";
+    // (the user's file, where it goes, what the agent sees, what the user is told)
+    let cases = [
+        (users, "workspace", ".mcp.json:\"mine\" .mcp.json:mcp/notion ", ""),
+        (
+            users,
+            "home",
+            ".mcp.json:\"mine\" ~/.mcp.json:\"mine\" ~/.mcp.json:mcp/notion ",
+            "moat: .mcp.json is under version control, so the merged one is in ~/.mcp.json\n",
+        ),
+        (
+            "{\"mine\"",
+            "workspace",
+            ".mcp.json:\"mine\" ~/.mcp.json:mcp/notion ",
+            "moat: .mcp.json is left as it is (line 1: not valid JSON: a colon is missing), so the merged one is in ~/.mcp.json\n",
+        ),
+    ];
+    for (text, place, seen, told) in cases {
+        let sandbox = Sandbox::new(uids, during).set("mcp_json", json!(place));
+        let path = users_file(&sandbox, "work/.mcp.json", text);
+        let ended = sandbox.run();
+        assert_eq!(
+            (&*ended.out, ended.err.replace("relay: a line on stderr\n", "").as_str()),
+            (seen, told),
+            "{place} {ended:?}"
+        );
+        assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+        assert!(!sandbox.path("home/.mcp.json").exists());
+    }
+}
+
+fn crash(uids: Uids) {
+    let users = "{\"mcpServers\": {}}";
+    let sandbox = Sandbox::new(uids, "touch up; sleep 1000");
+    let path = users_file(&sandbox, "work/.mcp.json", users);
+    let running = sandbox.start();
+    sandbox.wait_for("work/up");
+    running.signal("KILL");
+    running.wait();
+    assert!(std::fs::read_to_string(&path).unwrap().contains("/mcp/notion"));
+    let again = Sandbox::new(uids, "true").servers(&[]).set("workspace", sandbox.plan["workspace"].clone());
+    assert_eq!(again.run().code, 0);
+    assert_eq!(std::fs::read_to_string(path).unwrap(), users);
+}
+
+/// Root's file stays root's, whatever the home says.
+fn planted(uids: Uids) {
+    let sandbox = Sandbox::new(uids, "echo agent");
+    let roots = sandbox.path("roots.json");
+    std::fs::write(&roots, "{}").unwrap();
+    std::fs::set_permissions(&roots, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    std::os::unix::fs::symlink(&roots, sandbox.path("home/.claude.json")).unwrap();
+    let ended = sandbox.run();
+    assert_eq!((ended.code, &*ended.out), (i32::from(moat_shared::exit::SETUP), ""));
+    assert!(ended.err.contains("cannot write") && ended.err.contains("Permission denied"), "{ended:?}");
+    assert_eq!(std::fs::read_to_string(roots).unwrap(), "{}");
 }

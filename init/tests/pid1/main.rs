@@ -4,6 +4,11 @@
 //! test ──unshare──► this binary, `init <plan>` (pid 1) ──► this binary, `relay` (a relay that only says ready)
 //!                                                     └──► the agent: a shell script of the test
 //! ```
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "all of this is test code, without the test harness's attribute"
+)]
 
 mod cases;
 mod sandbox;

@@ -41,7 +41,7 @@ pub(crate) fn relay() -> u8 {
     }
     eprintln!("relay: a line on stderr");
     if behaves(FAILS) {
-        write!(ready, "{}no way\n", relay::FAILED).unwrap();
+        writeln!(ready, "{}no way", relay::FAILED).unwrap();
     } else {
         write!(ready, "{}", relay::READY).unwrap();
     }

@@ -204,7 +204,7 @@ impl Text {
         // Comments up to the brace belong to what is there already.
         let inner = after..object.end;
         let comments = self.comments.iter().map(|comment| comment.span.end);
-        let place = comments.filter(|end| inner.contains(end)).last().unwrap_or(after);
+        let place = comments.rev().find(|end| inner.contains(end)).unwrap_or(after);
         let mut splices = Vec::new();
         if let Some(last) = last {
             splices.push((last..last, ",".to_owned()));
