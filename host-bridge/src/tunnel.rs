@@ -102,3 +102,6 @@ impl<D: Door> Tunnels<D> {
         while tunnels.join_next().await.is_some() {}
     }
 }
+
+#[cfg(test)]
+mod tests;

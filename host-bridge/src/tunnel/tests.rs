@@ -1,0 +1,382 @@
+//! Tunnels over a real socket, with the sidecar's own TLS and HTTP/2 settings at the other end.
+
+use std::{
+    future::pending,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::{body::Frame, client::conn::http2::SendRequest};
+use hyper_util::rt::TokioIo;
+use moat_shared::{
+    hello::Hello,
+    id::RunId,
+    plan::Identity,
+    rt::{
+        drain::{self, Drained, Trigger},
+        exec::Owned,
+        h2,
+    },
+    tls, wire,
+};
+use tokio::{io::AsyncReadExt, net::UnixStream, time::Instant};
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::{
+    control::api::{Process, Register},
+    home::{Home, private_dir},
+    identity::Authority,
+    record::Recorder,
+    registry::Owner,
+};
+
+type Body = Full<Bytes>;
+
+/// `/mcp/hang` never answers, `/mcp/open` never ends, everything else says which run asked.
+#[derive(Default)]
+struct Fake {
+    /// Requests that are being answered, and bodies that are open.
+    busy: Arc<AtomicUsize>,
+}
+
+struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Door for Fake {
+    type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+    async fn handle(&self, run: &Arc<Run>, request: Request<Incoming>) -> Response<Self::Body> {
+        let busy = Busy::new(&self.busy);
+        match request.uri().path() {
+            "/mcp/hang" => pending().await,
+            "/mcp/open" => {
+                let events = futures_util::stream::unfold((busy, true), |(busy, first)| async move {
+                    if !first {
+                        pending::<()>().await;
+                    }
+                    Some((Ok(Frame::data(Bytes::from_static(b"data: 1\n\n"))), (busy, false)))
+                });
+                Response::new(http_body_util::StreamBody::new(events).boxed_unsync())
+            }
+            _ => {
+                let text = Full::from(run.id.to_string());
+                Response::new(text.map_err(|never| match never {}).boxed_unsync())
+            }
+        }
+    }
+}
+
+/// A client that has nothing to show.
+#[derive(Debug)]
+struct NoCertificate;
+
+impl rustls::client::ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+struct Rig {
+    _dir: tempfile::TempDir,
+    authority: Authority,
+    registry: Registry,
+    socket: PathBuf,
+    busy: Arc<AtomicUsize>,
+    drain: Option<Trigger>,
+    _tasks: JoinSet<()>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path());
+        private_dir(&home.tunnel_dir()).unwrap();
+        let authority = Authority::open(&home).unwrap();
+        let (recorder, _) = Recorder::new(100);
+        let (registry, _notices, owner) = Owner::restore(&home, recorder).unwrap();
+        let door = Fake::default();
+        let busy = Arc::clone(&door.busy);
+        let socket = home.tunnel_socket();
+        let tunnels =
+            Tunnels::bind(&socket, authority.server_config().unwrap(), registry.clone(), door).unwrap();
+        let (trigger, guard) = drain::drain();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(owner.run());
+        tasks.spawn(tunnels.run(guard));
+        Self { _dir: dir, authority, registry, socket, busy, drain: Some(trigger), _tasks: tasks }
+    }
+
+    async fn run(&self) -> (RunId, Identity) {
+        let wish = Register {
+            name: "brave-otter".to_owned(),
+            runtime: "process".to_owned(),
+            workspace: "/w".to_owned(),
+            servers: Vec::new(),
+            profile: None,
+            holder: Process::current(),
+        };
+        let run = self.registry.register(wish).await.unwrap();
+        let identity = self.authority.issue(&run.id).unwrap();
+        (run.id.clone(), identity)
+    }
+
+    async fn connect(&self, identity: &Identity) -> Result<Link, BoxError> {
+        self.connect_with(tls::sidecar_config(identity)?).await
+    }
+
+    async fn connect_with(&self, config: rustls::ClientConfig) -> Result<Link, BoxError> {
+        let stream = UnixStream::connect(&self.socket).await?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(tls::bridge_name(), stream).await?;
+        let (sender, connection) = h2::sidecar(Owned::default()).handshake(TokioIo::new(stream)).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(connection.await) });
+        Ok(Link { sender, tasks })
+    }
+
+    /// A tunnel that has said hello.
+    async fn tunnel(&self, identity: &Identity) -> Link {
+        let mut link = self.connect(identity).await.unwrap();
+        let (status, body) = link.hello(&Hello::ours()).await.unwrap();
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(serde_json::from_str::<Hello>(&body).unwrap(), Hello::ours());
+        link
+    }
+
+    async fn idle(&self) {
+        eventually(|| self.busy.load(Ordering::SeqCst) == 0, "what the run had in flight lives on").await;
+    }
+}
+
+struct Link {
+    sender: SendRequest<Body>,
+    tasks: JoinSet<()>,
+}
+
+impl Link {
+    async fn send(&mut self, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, BoxError> {
+        self.sender.ready().await?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("https://{}{path}", wire::BRIDGE_DNS_NAME))
+            .body(Full::from(body))?;
+        Ok(self.sender.send_request(request).await?)
+    }
+
+    async fn get(&mut self, path: &str, body: Vec<u8>) -> Result<(StatusCode, String), BoxError> {
+        let response = soon(self.send(path, body)).await?;
+        let status = response.status();
+        let body = soon(response.into_body().collect()).await?.to_bytes();
+        Ok((status, String::from_utf8(body.to_vec())?))
+    }
+
+    async fn hello(&mut self, hello: &Hello) -> Result<(StatusCode, String), BoxError> {
+        self.get(wire::HELLO_PATH, serde_json::to_vec(hello)?).await
+    }
+
+    /// Returns when the other side has closed the tunnel.
+    async fn closed(mut self) {
+        soon(self.tasks.join_next()).await;
+    }
+}
+
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(5), future).await.expect("in time")
+}
+
+async fn eventually(condition: impl Fn() -> bool, what: &str) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_is_who_its_certificate_says() {
+    let rig = Rig::new();
+    let (one, first) = rig.run().await;
+    let (two, second) = rig.run().await;
+    let mut tunnels = [rig.tunnel(&first).await, rig.tunnel(&second).await];
+    assert_eq!(tunnels[0].get("/mcp/x", Vec::new()).await.unwrap(), (StatusCode::OK, one.to_string()));
+    assert_eq!(tunnels[1].get("/mcp/x", Vec::new()).await.unwrap(), (StatusCode::OK, two.to_string()));
+    let status = rig.registry.runs().await.unwrap();
+    assert!(
+        status
+            .iter()
+            .all(|run| run.tunnel.as_ref().is_some_and(|tunnel| tunnel.sidecar == Hello::ours().build))
+    );
+}
+
+#[tokio::test]
+async fn strangers_are_refused() {
+    let rig = Rig::new();
+    let (run, identity) = rig.run().await;
+
+    // No certificate: with TLS 1.3 the refusal shows at the first read.
+    let mut config = tls::sidecar_config(&identity).unwrap();
+    config.client_auth_cert_resolver = Arc::new(NoCertificate);
+    let no_certificate = async { rig.connect_with(config).await?.hello(&Hello::ours()).await };
+    assert!(no_certificate.await.is_err(), "no certificate");
+
+    // The right name from another CA; and the sidecar does not trust that bridge either.
+    let dir = tempfile::tempdir().unwrap();
+    let other = Authority::open(&Home::at(dir.path())).unwrap().issue(&run).unwrap();
+    assert!(rig.connect(&other).await.is_err(), "the sidecar refuses a bridge of another CA");
+    let mixed = Identity { ca_pem: identity.ca_pem.clone(), ..other };
+    let foreign = async { rig.connect(&mixed).await?.hello(&Hello::ours()).await };
+    assert!(foreign.await.is_err(), "a certificate of another CA");
+    assert_eq!(rig.busy.load(Ordering::SeqCst), 0);
+    assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_none());
+}
+
+#[tokio::test]
+async fn a_good_certificate_of_no_run_gets_nowhere() {
+    let rig = Rig::new();
+    let nobody = RunId::from_random([7; 6]);
+    let identity = rig.authority.issue(&nobody).unwrap();
+    let mut link = rig.connect(&identity).await.unwrap();
+    for path in [wire::HELLO_PATH, "/mcp/x"] {
+        let (status, text) = link.get(path, serde_json::to_vec(&Hello::ours()).unwrap()).await.unwrap();
+        assert_eq!(status.as_u16(), wire::ErrorKind::RunEnded.status());
+        assert!(text.contains("run_ended") && text.contains(nobody.as_str()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn hello_comes_first_once_and_must_fit() {
+    let rig = Rig::new();
+    let (_, identity) = rig.run().await;
+    let mut link = rig.connect(&identity).await.unwrap();
+    let (status, text) = link.get("/mcp/x", Vec::new()).await.unwrap();
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("version_mismatch"), "{text}");
+    let future = Hello { protocol: 99, oldest: 99, build: "9.9".to_owned() };
+    let (status, text) = link.hello(&future).await.unwrap();
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("9.9"), "{text}");
+    assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_none(), "it takes nobody's place");
+    assert_eq!(link.hello(&Hello::ours()).await.unwrap().0, StatusCode::OK);
+    assert_eq!(link.hello(&Hello::ours()).await.unwrap().0, StatusCode::BAD_REQUEST);
+    assert_eq!(link.get("/mcp/x", Vec::new()).await.unwrap().0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_end_of_a_run_ends_its_streams_and_its_tunnel() {
+    let rig = Rig::new();
+    let (run, identity) = rig.run().await;
+    let mut link = rig.tunnel(&identity).await;
+    let mut open = soon(link.send("/mcp/open", Vec::new())).await.unwrap().into_body();
+    assert!(soon(open.frame()).await.unwrap().is_ok());
+    let mut hanging = Link { sender: link.sender.clone(), tasks: JoinSet::new() };
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { hanging.send("/mcp/hang", Vec::new()).await.is_err() });
+    eventually(|| rig.busy.load(Ordering::SeqCst) == 2, "both arrive").await;
+
+    rig.registry.unregister(run.clone(), "test".to_owned()).await.unwrap();
+    assert!(soon(open.frame()).await.unwrap().is_err(), "an open stream is cut, not ended");
+    assert!(soon(waiting.join_next()).await.unwrap().unwrap(), "a request that waits fails");
+    rig.idle().await;
+    link.closed().await;
+    // And it does not come back.
+    let mut again = rig.connect(&identity).await.unwrap();
+    assert_eq!(again.hello(&Hello::ours()).await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_second_tunnel_takes_the_place_of_the_first() {
+    let rig = Rig::new();
+    let (_, identity) = rig.run().await;
+    let mut first = rig.tunnel(&identity).await;
+    let mut open = soon(first.send("/mcp/open", Vec::new())).await.unwrap().into_body();
+    assert!(soon(open.frame()).await.unwrap().is_ok());
+    let mut second = rig.tunnel(&identity).await;
+    first.closed().await;
+    rig.idle().await;
+    assert_eq!(second.get("/mcp/x", Vec::new()).await.unwrap().0, StatusCode::OK);
+    assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_some());
+}
+
+#[tokio::test]
+async fn a_cancelled_request_and_a_lost_tunnel_release_what_they_held() {
+    let rig = Rig::new();
+    let (_, identity) = rig.run().await;
+    let mut link = rig.tunnel(&identity).await;
+    let open = soon(link.send("/mcp/open", Vec::new())).await.unwrap();
+    assert_eq!(rig.busy.load(Ordering::SeqCst), 1);
+    drop(open);
+    rig.idle().await;
+    let _open = soon(link.send("/mcp/open", Vec::new())).await.unwrap();
+    assert_eq!(rig.busy.load(Ordering::SeqCst), 1);
+    drop(link);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_half_open_connections_keeps_nobody_out() {
+    let rig = Rig::new();
+    let (_, identity) = rig.run().await;
+    let mut flood = Vec::new();
+    for _ in 0..HALF_OPEN + 100 {
+        flood.push(UnixStream::connect(&rig.socket).await.unwrap());
+    }
+    let mut honest = rig.tunnel(&identity).await;
+    assert_eq!(honest.get("/mcp/x", Vec::new()).await.unwrap().0, StatusCode::OK);
+    // The first ones made room; an honest tunnel that is open never does.
+    for mut evicted in flood.drain(..100) {
+        let mut byte = [0];
+        assert!(matches!(soon(evicted.read(&mut byte)).await, Ok(0) | Err(_)));
+    }
+    for _ in 0..HALF_OPEN {
+        flood.push(UnixStream::connect(&rig.socket).await.unwrap());
+    }
+    assert_eq!(honest.get("/mcp/x", Vec::new()).await.unwrap().0, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_is_closed_in_time() {
+    let rig = Rig::new();
+    let (_, identity) = rig.run().await;
+    let mut silent = UnixStream::connect(&rig.socket).await.unwrap();
+    let mut byte = [0];
+    assert!(matches!(silent.read(&mut byte).await, Ok(0) | Err(_)), "no TLS");
+    let link = rig.connect(&identity).await.unwrap();
+    let mut tasks = link.tasks;
+    tasks.join_next().await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_streams_finish_and_says_when_they_do_not() {
+    let mut rig = Rig::new();
+    let (_, identity) = rig.run().await;
+    let mut link = rig.tunnel(&identity).await;
+    let open = soon(link.send("/mcp/open", Vec::new())).await.unwrap();
+    let drain = rig.drain.take().unwrap();
+    assert_eq!(drain.drain(Duration::from_millis(100)).await, Drained::Deadline, "a stream is open");
+    assert!(link.send("/mcp/x", Vec::new()).await.is_err(), "GOAWAY: nothing new");
+    drop(open);
+
+    let mut rig = Rig::new();
+    let (_, identity) = rig.run().await;
+    let mut link = rig.tunnel(&identity).await;
+    let open = soon(link.send("/mcp/open", Vec::new())).await.unwrap();
+    let drain = rig.drain.take().unwrap();
+    let (drained, ()) = tokio::join!(drain.drain(Duration::from_secs(5)), async { drop(open) });
+    assert_eq!(drained, Drained::Finished);
+    assert!(UnixStream::connect(&rig.socket).await.is_err(), "nobody is taken in");
+}
