@@ -1,0 +1,223 @@
+//! The bridge as users have it: the real binary, its files, its sockets.
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    process::Command,
+    time::Duration,
+};
+
+use serde_json::Value;
+use support::{Daemon, House, eventually, hello, register};
+use tokio::task::JoinSet;
+
+/// The heart of the matter: acknowledged is durable, at whatever moment the bridge dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_acknowledged_run_is_served_after_kill_9() {
+    let house = House::new();
+    let mut acknowledged = Vec::new();
+    for round in 0..25_u64 {
+        let mut daemon = Daemon::start(&house).await;
+        let mut tasks = JoinSet::new();
+        for _ in 0..4 {
+            let house = house.clone();
+            tasks.spawn(async move {
+                let mut runs = Vec::new();
+                while let Ok(run) = register(&house).await {
+                    runs.push(run);
+                }
+                runs
+            });
+        }
+        // From "before the first answer" to "in the middle of the fiftieth write".
+        tokio::time::sleep(Duration::from_micros(round * round * 60)).await;
+        daemon.kill();
+        acknowledged.extend(tasks.join_all().await.into_iter().flatten());
+    }
+    assert!(acknowledged.len() > 20, "only {} were acknowledged: the test shows nothing", acknowledged.len());
+
+    let daemon = Daemon::start(&house).await;
+    let status = support::status(&house).await.unwrap();
+    let served: Vec<&str> =
+        status["runs"].as_array().unwrap().iter().map(|run| run["run"].as_str().unwrap()).collect();
+    for run in &acknowledged {
+        assert!(served.contains(&run.id.as_str()), "{} was acknowledged and is lost", run.id);
+    }
+    // With the same servers, and over the tunnel with the key that was handed out then.
+    let last = acknowledged.last().unwrap();
+    let known = status["runs"].as_array().unwrap().iter().find(|run| run["run"] == last.id.as_str()).unwrap();
+    assert_eq!(known["servers"][0]["name"], "context7");
+    for run in acknowledged.iter().step_by(acknowledged.len() / 10 + 1).chain([last]) {
+        assert_eq!(hello(&house, run).await.unwrap(), 200, "{}", run.id);
+    }
+    drop(daemon);
+}
+
+#[tokio::test]
+async fn a_damaged_file_stops_the_bridge_and_says_what_to_do() {
+    let house = House::new();
+    let daemon = Daemon::start(&house).await;
+    register(&house).await.unwrap();
+    drop(daemon);
+    let file = house.proxy().join("runs.json");
+    let mut text = fs::read_to_string(&file).unwrap();
+    text.truncate(text.len() - 10);
+    fs::write(&file, &text).unwrap();
+    let output = house.moat(&["proxy", "start"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["runs.json:", "mv ", "started anew", "daemon.log"] {
+        assert!(said.contains(part), "{part:?} is missing in:\n{said}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), text, "the file is as it was");
+    assert!(support::status(&house).await.is_err(), "nothing is served");
+}
+
+#[tokio::test]
+async fn eight_commands_at_once_start_one_bridge() {
+    let house = House::new();
+    let children: Vec<_> = (0..8)
+        .map(|_| {
+            house.moat(&["proxy", "start", "--json"]).stdout(std::process::Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let mut pids: Vec<i64> = children
+        .into_iter()
+        .map(|child| {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success());
+            serde_json::from_slice::<Value>(&output.stdout).unwrap()["pid"].as_i64().unwrap()
+        })
+        .collect();
+    pids.dedup();
+    assert_eq!(pids.len(), 1);
+    assert_eq!(house.log().matches("ready").count(), 1, "{}", house.log());
+    let lock: Value = serde_json::from_slice(&fs::read(house.proxy().join("daemon.lock")).unwrap()).unwrap();
+    assert_eq!(lock["pid"].as_i64(), Some(pids[0]));
+
+    // A second daemon by hand leaves quietly.
+    assert!(house.moat(&["__bridge"]).status().unwrap().success());
+    stop(&house).await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_the_runs() {
+    let house = House::new();
+    assert!(house.moat(&["proxy", "start"]).output().unwrap().status.success());
+    let run = register(&house).await.unwrap();
+    assert_eq!(hello(&house, &run).await.unwrap(), 200);
+    let before = support::status(&house).await.unwrap()["pid"].clone();
+    let output = house.moat(&["proxy", "restart"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("Active runs: 1") && said.contains(&run.id), "{said}");
+    assert_ne!(support::status(&house).await.unwrap()["pid"], before);
+    assert_eq!(hello(&house, &run).await.unwrap(), 200);
+    let shown = house.moat(&["status"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("Server context7: ok"));
+    stop(&house).await;
+}
+
+#[tokio::test]
+async fn files_and_sockets_are_private() {
+    let house = House::new();
+    let daemon = Daemon::start(&house).await;
+    register(&house).await.unwrap();
+    for (path, mode) in [
+        ("", 0o700),
+        ("ca", 0o700),
+        ("ca/ca.key", 0o600),
+        ("daemon.sock", 0o600),
+        ("daemon.lock", 0o600),
+        ("daemon.log", 0o600),
+        ("runs.json", 0o600),
+        ("tunnel/bridge.sock", 0o666),
+    ] {
+        let found = fs::metadata(house.proxy().join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "proxy/{path}: {found:o}");
+    }
+    let runs = fs::read_to_string(house.proxy().join("runs.json")).unwrap();
+    assert!(!runs.contains("PRIVATE KEY") && !house.log().contains("PRIVATE KEY"));
+    drop(daemon);
+}
+
+/// The mode of the socket is one barrier, the peer's uid another: this opens the first to see the second.
+#[tokio::test]
+async fn another_user_is_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: another_user_is_refused needs root to become another user");
+        return;
+    }
+    let house = House::new();
+    let daemon = Daemon::start(&house).await;
+    for (path, mode) in
+        [(house.root(), 0o755), (house.proxy(), 0o755), (house.proxy().join("daemon.sock"), 0o666)]
+    {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let copy = house.root().join("moat");
+    fs::copy(env!("CARGO_BIN_EXE_moat"), &copy).unwrap();
+    let ask = |uid| {
+        let mut command = Command::new(&copy);
+        command.env_clear().env("MOAT_HOME", house.root()).args(["proxy", "status"]).uid(uid).gid(uid);
+        command.output().unwrap()
+    };
+    assert!(ask(0).status.success());
+    let refused = ask(65534);
+    assert!(!refused.status.success(), "{}", String::from_utf8_lossy(&refused.stdout));
+    assert!(refused.stdout.is_empty());
+    eventually("the refusal is in the log", || house.log().contains("another user was refused uid=65534"))
+        .await;
+    drop(daemon);
+}
+
+#[tokio::test]
+async fn it_leaves_when_idle_and_when_told() {
+    let house = House::new();
+    let mut daemon = Daemon::start_with(&house, &["--idle-seconds", "0"]).await;
+    assert!(daemon.wait().await.success());
+    assert!(house.log().contains("reason=Idle"), "{}", house.log());
+
+    // A run keeps it: a patience of nothing passes many times while it is registered.
+    let mut daemon = Daemon::start(&house).await;
+    register(&house).await.unwrap();
+    nix::sys::signal::kill(daemon.pid(), nix::sys::signal::SIGTERM).unwrap();
+    assert!(daemon.wait().await.success());
+    assert!(house.log().contains("reason=Signal"), "{}", house.log());
+    assert!(!house.proxy().join("daemon.sock").exists());
+    assert!(!house.proxy().join("tunnel/bridge.sock").exists());
+    let runs = fs::read_to_string(house.proxy().join("runs.json")).unwrap();
+    assert!(runs.contains("context7"), "runs outlive the bridge");
+}
+
+#[tokio::test]
+async fn a_path_that_is_too_long_says_so() {
+    let house = House::below(&"d".repeat(90));
+    let output = house.moat(&["__bridge"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("shorter path") && said.contains("107"), "{said}");
+}
+
+#[tokio::test]
+async fn what_happened_to_a_run_is_in_its_audit_log() {
+    let house = House::new();
+    let daemon = Daemon::start(&house).await;
+    let run = register(&house).await.unwrap();
+    support::unregister(&house, &run.id).await;
+    let audit = house.root().join("runs").join(&run.id).join("audit.jsonl");
+    let lines = || fs::read_to_string(&audit).unwrap_or_default();
+    eventually("both lines are there", || lines().lines().count() == 2).await;
+    assert!(lines().contains(r#""type":"run.registered","servers":["context7"]"#), "{}", lines());
+    assert!(lines().contains("run.unregistered"));
+    assert_eq!(fs::metadata(&audit).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(hello(&house, &run).await.unwrap(), 503, "it is no longer served");
+    drop(daemon);
+}
+
+async fn stop(house: &House) {
+    assert!(house.moat(&["proxy", "stop"]).output().unwrap().status.success());
+    let lock = fs::File::open(house.proxy().join("daemon.lock")).unwrap();
+    eventually("the bridge leaves", || lock.try_lock().is_ok()).await;
+}
