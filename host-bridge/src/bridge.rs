@@ -40,17 +40,21 @@ use tokio::{
 
 use crate::{
     control::server::{Control, State},
+    env::Environment,
     home::{Home, private_dir},
     identity::{Authority, IdentityError},
+    pipeline::{Parts, Pipeline},
     record::{Recorder, Writer},
     registry::{LoadError, Owner},
     tunnel::Tunnels,
+    upstream::{self, Patience},
 };
 
 /// What a bridge needs to know.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) home: Home,
+    pub(crate) env: Environment,
     /// How long it stays without a run.
     pub(crate) idle: Duration,
 }
@@ -59,7 +63,7 @@ pub(crate) struct Config {
 pub(crate) struct Bridge {
     state: Arc<State>,
     control: Control,
-    tunnels: Tunnels<door::Front>,
+    tunnels: Tunnels<Pipeline>,
     owner: Owner,
     writer: Writer,
     sockets: [PathBuf; 2],
@@ -86,6 +90,8 @@ pub(crate) enum BindError {
         #[source]
         source: io::Error,
     },
+    #[error("starting the pipeline")]
+    Pipeline(#[source] rustls::Error),
     #[error("waiting for signals")]
     Signals {
         #[source]
@@ -100,7 +106,7 @@ impl Hint for BindError {
             Self::Load(error) => error.hint(),
             Self::Identity(error) => error.hint(),
             Self::Path(_) => Some("set MOAT_HOME to a shorter path".into()),
-            Self::File { .. } | Self::Signals { .. } => None,
+            Self::Pipeline(_) | Self::File { .. } | Self::Signals { .. } => None,
         }
     }
 }
@@ -116,7 +122,7 @@ pub(crate) enum Reason {
 impl Bridge {
     /// Takes the lock, restores the runs, takes the sockets.
     pub(crate) async fn bind(config: Config) -> Result<Self, BindError> {
-        let Config { home, idle } = config;
+        let Config { home, env, idle } = config;
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| BindError::File { what, path, source }
@@ -135,8 +141,17 @@ impl Bridge {
         let authority = Authority::open(&home)?;
         let (recorder, writer) = Recorder::with_writer(home.clone());
         let (registry, notices, owner) = Owner::restore(&home, recorder.clone())?;
-        let door = door::Front;
-        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), door)
+        let pipeline = Pipeline::new(Parts {
+            home: home.clone(),
+            env,
+            recorder: recorder.clone(),
+            notices,
+            session_key: authority.session_key().clone(),
+            roots: upstream::platform_roots(),
+            patience: Patience::default(),
+        })
+        .map_err(BindError::Pipeline)?;
+        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), pipeline)
             .map_err(failed("listening at", &sockets[1]))?;
         let state = Arc::new(State {
             registry,

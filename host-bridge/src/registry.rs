@@ -10,7 +10,6 @@
 //! owner is gone, all of them are revoked.
 
 mod durable;
-mod notice;
 mod owner;
 
 use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
@@ -23,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use durable::LoadError;
-pub(crate) use notice::Notices;
 pub(crate) use owner::Owner;
 
 use crate::{

@@ -44,7 +44,11 @@ impl Args {
             .enable_all()
             .build()
             .map_err(|error| Failure::new(format!("starting the bridge: {error}")))?;
-        let config = Config { home: context.home.clone(), idle: Duration::from_secs(self.idle_seconds) };
+        let config = Config {
+            home: context.home.clone(),
+            env: context.env.clone(),
+            idle: Duration::from_secs(self.idle_seconds),
+        };
         let outcome = runtime.block_on(serve(config));
         // A blocking task that hangs on a dead disk must not keep the process.
         runtime.shutdown_timeout(Duration::from_secs(1));

@@ -16,17 +16,18 @@ use tokio::{
 };
 
 use super::{
-    Ask, Hold, LoadError, Notices, Place, Registry, RegistryError, Reply, Run, Ticket,
+    Ask, Hold, LoadError, Place, Registry, RegistryError, Reply, Run, Ticket,
     durable::{self, Unreadable},
-    notice::{News, Notice},
 };
 use crate::{
     control::api::{HoldEvent, Register, RunStatus, ServerStatus, TunnelStatus},
     home::Home,
+    pipeline::Notice,
     record::{AuditEvent, Recorder},
 };
 
 const QUEUE: usize = 1024;
+const NOTICES: usize = 256;
 const HOLD_QUEUE: usize = 16;
 const CHECK_HOLDERS: Duration = Duration::from_secs(1);
 /// A process that dies closes its sockets a moment before it counts as dead.
@@ -73,8 +74,8 @@ struct Entry {
 
 #[derive(Debug)]
 struct Trouble {
-    error: String,
-    warned: Option<(String, Instant)>,
+    text: String,
+    told: Instant,
 }
 
 #[derive(Debug)]
@@ -95,7 +96,10 @@ enum Event {
 
 impl Owner {
     /// Reads runs.json. Nothing is served before this is complete.
-    pub(crate) fn restore(home: &Home, recorder: Recorder) -> Result<(Registry, Notices, Self), LoadError> {
+    pub(crate) fn restore(
+        home: &Home,
+        recorder: Recorder,
+    ) -> Result<(Registry, mpsc::Sender<Notice>, Self), LoadError> {
         let path = home.runs_file();
         let loaded = durable::load(&path)?;
         for entry in &loaded.unreadable {
@@ -107,7 +111,7 @@ impl Owner {
         let runs: BTreeMap<_, _> =
             loaded.runs.into_iter().map(|run| (run.id.clone(), Entry::new(Arc::new(run)))).collect();
         let (owner, asks) = mpsc::channel(QUEUE);
-        let (notify, notices) = Notices::new();
+        let (notify, notices) = mpsc::channel(NOTICES);
         let this = Self {
             path,
             recorder,
@@ -402,33 +406,28 @@ impl Entry {
         self.holds.is_empty() && !self.run.holder.is_alive()
     }
 
+    /// What goes wrong is shown in `moat status`, and to the holder; the same thing at most once a minute.
     fn note(&mut self, notice: Notice) {
-        let News::Failed { error, warning } = notice.news else {
-            self.troubles.remove(&notice.server);
-            return;
-        };
         let now = Instant::now();
-        let warned = self.troubles.remove(&notice.server).and_then(|trouble| trouble.warned);
-        let recent = |text: &String| {
-            warned.as_ref().is_some_and(|(last, at)| last == text && now.duration_since(*at) < SAME_WARNING)
-        };
-        let warned = match warning {
-            Some(text) if !recent(&text) => {
-                for hold in &self.holds {
-                    self.tell(hold, HoldEvent::Warning { text: text.clone() });
-                }
-                Some((text, now))
-            }
-            _ => warned,
-        };
-        self.troubles.insert(notice.server, Trouble { error, warned });
+        let last = self.troubles.get(&notice.server);
+        if last.is_some_and(|last| last.text == notice.text && now.duration_since(last.told) < SAME_WARNING) {
+            return;
+        }
+        for hold in &self.holds {
+            self.tell(hold, HoldEvent::Warning { text: notice.text.clone() });
+        }
+        self.troubles.insert(notice.server, Trouble { text: notice.text, told: now });
     }
 
     fn status(&self) -> RunStatus {
         let open = self.tunnel.as_ref().filter(|(keep, _)| !keep.is_closed());
         let server = |name: &ServerName| ServerStatus {
             name: name.clone(),
-            last_error: self.troubles.get(name).map(|trouble| trouble.error.clone()),
+            last_error: self
+                .troubles
+                .get(name)
+                .and_then(|trouble| trouble.text.lines().next())
+                .map(str::to_owned),
         };
         RunStatus {
             run: self.run.id.clone(),

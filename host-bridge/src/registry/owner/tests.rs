@@ -8,7 +8,7 @@ use crate::{control::api::Process, home::private_dir};
 struct Rig {
     home: Home,
     registry: Registry,
-    notices: Notices,
+    notices: mpsc::Sender<Notice>,
     count: watch::Receiver<usize>,
     _task: JoinSet<()>,
 }
@@ -170,19 +170,18 @@ async fn the_holder_hears_of_stop_warnings_and_the_end() {
     let mut hold = rig.registry.hold(run.id.clone()).await.unwrap();
     assert!(matches!(hold.next().await, Some(HoldEvent::Held)));
     assert!(matches!(hold.next().await, Some(HoldEvent::Stop)), "asked before anybody held it");
-    for _ in 0..3 {
-        rig.notices.failed(&run.id, &server, "refused".to_owned(), Some("cannot connect".to_owned()));
+    for text in ["cannot connect\nhint", "cannot connect\nhint", "another"] {
+        let notice = Notice { run: run.id.clone(), server: server.clone(), text: text.to_owned() };
+        rig.notices.send(notice).await.unwrap();
     }
-    rig.notices.failed(&run.id, &server, "refused".to_owned(), Some("another".to_owned()));
     let warning = |event| match event {
         Some(HoldEvent::Warning { text }) => text,
         other => panic!("{other:?}"),
     };
-    assert_eq!(warning(soon(hold.next()).await), "cannot connect");
+    assert_eq!(warning(soon(hold.next()).await), "cannot connect\nhint");
     assert_eq!(warning(soon(hold.next()).await), "another", "the same one is not repeated");
     let status = rig.registry.runs().await.unwrap();
-    assert_eq!(status[0].servers[0].last_error.as_deref(), Some("refused"));
-    rig.notices.works(&run.id, &server);
+    assert_eq!(status[0].servers[0].last_error.as_deref(), Some("another"));
     rig.registry.unregister(run.id.clone(), "test".to_owned()).await.unwrap();
     assert!(matches!(soon(hold.next()).await, Some(HoldEvent::Ended { .. })));
     assert!(soon(hold.next()).await.is_none());
