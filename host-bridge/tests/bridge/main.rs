@@ -6,6 +6,10 @@ use std::{
     fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,22 +25,25 @@ async fn every_acknowledged_run_is_served_after_kill_9() {
     for round in 0..25_u64 {
         let mut daemon = Daemon::start(&house).await;
         let mut tasks = JoinSet::new();
+        let answers = Arc::new(AtomicU64::new(0));
         for _ in 0..4 {
-            let house = house.clone();
+            let (house, answers) = (house.clone(), Arc::clone(&answers));
             tasks.spawn(async move {
                 let mut runs = Vec::new();
                 while let Ok(run) = register(&house).await {
+                    answers.fetch_add(1, Ordering::SeqCst);
                     runs.push(run);
                 }
                 runs
             });
         }
-        // From "before the first answer" to "in the middle of the fiftieth write".
-        tokio::time::sleep(Duration::from_micros(round * round * 60)).await;
+        // From "before the first answer" to "some time after the eighth".
+        eventually("it answers", || answers.load(Ordering::SeqCst) >= round % 9).await;
+        tokio::time::sleep(Duration::from_micros(round * 97)).await;
         daemon.kill();
         acknowledged.extend(tasks.join_all().await.into_iter().flatten());
     }
-    assert!(acknowledged.len() > 20, "only {} were acknowledged: the test shows nothing", acknowledged.len());
+    assert!(acknowledged.len() > 90, "only {} were acknowledged: the test shows nothing", acknowledged.len());
 
     let daemon = Daemon::start(&house).await;
     let status = support::status(&house).await.unwrap();
