@@ -103,6 +103,7 @@ impl Relay {
         let Self { listener, context } = self;
         let _rest = context.tasks.abort_on_drop();
         let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut crowded = false;
         loop {
             let stream = tokio::select! {
                 biased; // a drain must win over a ready listener
@@ -110,9 +111,13 @@ impl Relay {
                 stream = accept(&listener) => stream,
             };
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                log!("more than {CONNECTIONS} connections: one is refused");
+                if !crowded {
+                    log!("more than {CONNECTIONS} connections: no more are taken for now");
+                }
+                crowded = true;
                 continue;
             };
+            crowded = false;
             let connection = serve::serve(Arc::clone(&context), stream, drain.clone());
             context.tasks.execute(async move {
                 connection.await;

@@ -212,6 +212,15 @@ mod tests {
         Some(before.to_owned())
     }
 
+    /// HTTP/2 lets a peer reset a stream with NO_ERROR, and hyper shows that as the end of the body.
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_is_no_end_of_stream_is_a_loss() {
+        let (tunnel, reader, pump) = start(asked(Method::POST, "[]").await, true);
+        drop(tunnel);
+        let ((), (_, proper)) = tokio::join!(pump, read(reader));
+        assert!(!proper);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_never_reads_is_given_up() {
         let (mut tunnel, reader, pump) = start(asked(Method::GET, "").await, true);

@@ -1,6 +1,6 @@
 //! From a request to its response: guard, then route, then method; only what passes all three is forwarded.
 
-use http::{Method, Request, Response, request::Parts};
+use http::{Method, Request, Response, Version, request::Parts};
 use hyper::body::Incoming;
 use moat_shared::{limits, rpc::RawId, wire::ErrorKind};
 
@@ -43,6 +43,13 @@ fn judge(head: &Parts, somewhere: bool) -> Result<(), Refused> {
     if !matches!(head.method, Method::POST | Method::GET | Method::DELETE) {
         let message = "moat: MCP servers take POST, GET and DELETE and no other method";
         return Err(Refused::new(ErrorKind::MethodNotAllowed, message));
+    }
+    if head.version < Version::HTTP_11 {
+        // Its bodies end with the connection, so that one that was cut would look complete (T3).
+        return Err(Refused::new(
+            ErrorKind::BadRequest,
+            "moat: the relay speaks HTTP/1.1 and HTTP/2, nothing older",
+        ));
     }
     let target = head.uri.path_and_query().map_or("", |target| target.as_str());
     if somewhere && headers::are_too_large(target, &head.headers) {

@@ -45,6 +45,10 @@ impl AsyncRead for Rewind {
         let length = self.first.len().min(buffer.remaining());
         buffer.put_slice(&self.first[..length]);
         self.first.advance(length);
+        if self.first.is_empty() {
+            // An empty one would still hold the memory.
+            self.first = Bytes::new();
+        }
         Poll::Ready(Ok(()))
     }
 }

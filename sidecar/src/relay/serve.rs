@@ -25,13 +25,17 @@ use moat_shared::{limits, rt::drain::Drain};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
 use super::{Context, answer::Answer, respond::respond, rewind::Rewind};
-use crate::log;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// hyper's own bound on a head lies above ours, so that what is a little too large gets an answer in JSON-RPC.
 const HEAD: usize = 2 * limits::HEADER_LIST as usize;
 /// Streams of one h2c connection.
 const STREAMS: u32 = 1024;
+/// Windows of one h2c connection: all its streams' fit into the connection's, so that none stalls another.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// Cancelled requests that an agent may leave behind before its connection is cut.
+const CANCELLED: usize = 65_536;
 
 /// Serves one connection until its end.
 pub(crate) async fn serve(context: Arc<Context>, stream: TcpStream, drain: Drain) {
@@ -103,11 +107,8 @@ async fn http1_answer(
     let inner = {
         let context = Arc::clone(&context);
         async move {
-            let upgraded = match upgrade.await {
-                Ok(upgraded) => upgraded,
-                Err(error) => return log!("a CONNECT to the relay itself failed: {error}"),
-            };
-            if let Ok(parts) = upgraded.downcast::<TokioIo<Rewind>>() {
+            // An agent that went away meanwhile leaves nothing to serve.
+            if let Ok(Ok(parts)) = upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<Rewind>>()) {
                 let stream = parts.io.into_inner().before(parts.read_buf);
                 inside(context, stream, drain).await;
             }
@@ -134,6 +135,10 @@ async fn serve_http2(context: Arc<Context>, stream: Rewind, mut drain: Drain) {
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(limits::HEADER_LIST)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_pending_accept_reset_streams(CANCELLED)
+        .max_local_error_reset_streams(CANCELLED)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let _ended = tokio::select! {

@@ -14,7 +14,7 @@ mod greet;
 pub(crate) mod link;
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use moat_shared::{
     hint::Hint,
@@ -172,8 +172,8 @@ impl Uplink {
 
 /// A bridge that dies, or whose host does, is the common case and needs no more words than these.
 fn why_it_broke(error: &hyper::Error) -> String {
-    let cut = causes(error).filter_map(|error| error.downcast_ref::<h2::Error>()?.get_io()).any(|io| {
-        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let cut = causes(error).filter_map(|error| error.downcast_ref::<io::Error>()).any(|io| {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         matches!(io.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
     });
     if cut { "the bridge went away".to_owned() } else { chain(error) }

@@ -91,11 +91,7 @@ impl Started {
     }
 
     pub(crate) async fn agent_with_window(&self, bytes: u32) -> Agent {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(bytes).unwrap();
-        let stream = socket.connect(([127, 0, 0, 1], self.port).into()).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Agent { stream, read: Vec::new(), port: self.port }
+        Agent::connect(self.port, bytes).await
     }
 }
 
@@ -129,6 +125,15 @@ impl Head {
 }
 
 impl Agent {
+    /// A connection that takes so many bytes before it is read.
+    pub(crate) async fn connect(port: u16, window: u32) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(window).unwrap();
+        let stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, read: Vec::new(), port }
+    }
+
     pub(crate) async fn write(&mut self, text: impl AsRef<[u8]>) {
         self.stream.write_all(text.as_ref()).await.unwrap();
     }

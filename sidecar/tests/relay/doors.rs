@@ -125,6 +125,15 @@ async fn large_heads_are_refused_in_json() {
 }
 
 #[tokio::test]
+async fn a_protocol_without_ends_is_refused() {
+    let mut rig = Rig::open().await;
+    let mut agent = rig.agent().await;
+    agent.write(format!("GET /mcp/notion HTTP/1.0\r\nHost: 127.0.0.1:{}\r\n\r\n", rig.relay.port)).await;
+    assert_eq!(agent.head().await.status, 400);
+    assert!(rig.bridge.is_untouched());
+}
+
+#[tokio::test]
 async fn headers_near_the_limit_pass() {
     let mut rig = Rig::open().await;
     let mut agent = rig.agent().await;

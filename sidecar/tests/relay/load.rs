@@ -50,33 +50,35 @@ async fn a_stalled_reader_harms_only_itself() {
 #[tokio::test]
 async fn ten_thousand_cancels_do_not_cost_the_tunnel() {
     const CANCELS: usize = 10_000;
+    const BATCH: usize = 500;
     let mut rig = Rig::open().await;
     let stream = rig.agent().await.stream;
     let tasks = Owned::default();
     let (sender, connection) = http2::Builder::new(tasks.clone())
         .initial_max_send_streams(CANCELS)
+        .max_local_error_reset_streams(CANCELS)
         .handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
         .await
         .unwrap();
     tasks.execute(connection);
     let mut requests = JoinSet::new();
-    for _ in 0..CANCELS {
-        let mut sender = sender.clone();
-        let uri = format!("http://127.0.0.1:{}/mcp/notion", rig.relay.port);
-        requests.spawn(async move {
-            sender.send_request(Request::get(uri).body(Empty::new()).unwrap()).await.is_ok()
-        });
-        if requests.len() == 500 {
-            // Let them out, then cancel all of them at once.
-            for _ in 0..20 {
-                tokio::task::yield_now().await;
-            }
-            requests.abort_all();
-            while requests.join_next().await.is_some() {}
+    for batch in 0..CANCELS / BATCH {
+        for _ in 0..BATCH {
+            let mut sender = sender.clone();
+            let uri = format!("http://127.0.0.1:{}/mcp/notion", rig.relay.port);
+            let request = Request::get(uri).body(Empty::new()).unwrap();
+            requests.spawn(async move { sender.send_request(request).await.is_ok() });
         }
+        if batch % 2 == 0 {
+            // All of them in flight; otherwise somewhere on the way.
+            for _ in 0..BATCH {
+                rig.bridge.call().await;
+            }
+        }
+        tokio::task::yield_now().await;
+        requests.abort_all();
+        while requests.join_next().await.is_some() {}
     }
-    requests.abort_all();
-    while requests.join_next().await.is_some() {}
     tasks.abort_all();
     let mut agent = rig.ask("POST", "/mcp/after", "{}").await;
     loop {
