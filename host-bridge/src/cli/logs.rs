@@ -1,8 +1,9 @@
 //! `moat logs`: what a run printed, while it runs and afterwards.
 
-use std::{io, io::Write, thread, time::Duration};
+use std::{io, io::Write, path::PathBuf, thread, time::Duration};
 
 use jiff::{Timestamp, tz::TimeZone};
+use moat_shared::id::RunId;
 use serde::{Deserialize, Serialize};
 
 use super::{Context, Outcome, pick, print, text::harmless, when};
@@ -80,8 +81,9 @@ impl Args {
         let mut skipped = 0;
         let mut shown = 0;
         print::stream(|out| {
-            let mut reader = Reader { home: &context.home, run, lines: None, count: self.lines };
-            let result = reader.show(self.follow, &form, out);
+            let mut reader = Reader::new(context.home.logs(&run.id), self.lines);
+            let result =
+                reader.show(&mut || Ok(!self.follow || is_over(&context.home, &run.id)?), &form, out);
             skipped = reader.lines.as_ref().map_or(0, Lines::skipped);
             shown = result?;
             Ok(())
@@ -96,20 +98,28 @@ impl Args {
 
 /// Reads a run's log, which may not be there yet.
 #[derive(Debug)]
-struct Reader<'a> {
-    home: &'a Home,
-    run: Record,
+struct Reader {
+    file: PathBuf,
     lines: Option<Lines>,
     count: u64,
 }
 
-impl Reader<'_> {
-    /// Shows the last lines and, if wanted, what follows until the run is over. Returns how many there were.
-    fn show(&mut self, follow: bool, form: &Form, out: &mut dyn Write) -> io::Result<u64> {
+impl Reader {
+    fn new(file: PathBuf, count: u64) -> Self {
+        Self { file, lines: None, count }
+    }
+
+    /// Shows the last lines and what follows until it is over. Returns how many there were.
+    fn show(
+        &mut self,
+        is_over: &mut dyn FnMut() -> io::Result<bool>,
+        form: &Form,
+        out: &mut dyn Write,
+    ) -> io::Result<u64> {
         let mut shown = 0;
         loop {
             // Asked before reading: what a run printed before it ended is read afterwards.
-            let over = !follow || self.is_over()?;
+            let over = is_over()?;
             shown += self.show_what_is_there(form, out)?;
             if over {
                 return Ok(shown);
@@ -121,7 +131,7 @@ impl Reader<'_> {
 
     fn show_what_is_there(&mut self, form: &Form, out: &mut dyn Write) -> io::Result<u64> {
         if self.lines.is_none() {
-            self.lines = Lines::open(&self.home.logs(&self.run.id))?;
+            self.lines = Lines::open(&self.file)?;
             if let Some(lines) = &mut self.lines {
                 lines.seek_to_last(self.count)?;
             }
@@ -134,17 +144,12 @@ impl Reader<'_> {
         }
         Ok(shown)
     }
+}
 
-    /// Is the run over, or gone?
-    fn is_over(&mut self) -> io::Result<bool> {
-        match Record::read(self.home, &self.run.id).map_err(io::Error::other)? {
-            Some(now) => {
-                self.run = now;
-                Ok(!self.run.state().is_live())
-            }
-            None => Ok(true),
-        }
-    }
+/// Is the run over, or gone?
+fn is_over(home: &Home, run: &RunId) -> io::Result<bool> {
+    let record = Record::read(home, run).map_err(io::Error::other)?;
+    Ok(record.is_none_or(|record| !record.state().is_live()))
 }
 
 #[cfg(test)]
@@ -179,9 +184,21 @@ mod tests {
         let (_dir, home, run) = home();
         append(&home.logs(&run.id), &(0..80).map(line).collect::<String>());
         let mut out = Vec::new();
-        let mut reader = Reader { home: &home, run, lines: None, count: 2 };
-        assert_eq!(reader.show(false, &Form::Plain { zone: TimeZone::UTC }, &mut out).unwrap(), 2);
+        let mut reader = Reader::new(home.logs(&run.id), 2);
+        assert_eq!(reader.show(&mut || Ok(true), &Form::Plain { zone: TimeZone::UTC }, &mut out).unwrap(), 2);
         assert_eq!(String::from_utf8(out).unwrap(), "[10:23:44.078] line 78\n[10:23:44.079] line 79\n");
+    }
+
+    #[test]
+    fn what_was_printed_just_before_the_end_is_shown() {
+        let (_dir, home, run) = home();
+        let logs = home.logs(&run.id);
+        let mut reader = Reader::new(logs.clone(), 10);
+        let mut ends = || {
+            append(&logs, &line(1));
+            Ok(true)
+        };
+        assert_eq!(reader.show(&mut ends, &Form::Plain { zone: TimeZone::UTC }, &mut Vec::new()).unwrap(), 1);
     }
 
     /// Tells of each flush what has been written so far.
@@ -207,10 +224,13 @@ mod tests {
             }
         };
         thread::scope(|scope| {
-            let mut reader = Reader { home: &home, run: run.clone(), lines: None, count: 10 };
+            let (home, id) = (&home, run.id.clone());
+            let mut reader = Reader::new(logs.clone(), 10);
             let following = scope.spawn(move || {
                 let mut out = Tell(Vec::new(), tell);
-                reader.show(true, &Form::Plain { zone: TimeZone::UTC }, &mut out).unwrap()
+                reader
+                    .show(&mut || is_over(home, &id), &Form::Plain { zone: TimeZone::UTC }, &mut out)
+                    .unwrap()
             });
             until("");
             append(&logs, &line(1));
@@ -219,7 +239,7 @@ mod tests {
             append(&logs, &line(2)[20..]);
             until("line 2\n");
             append(&logs, &line(3));
-            run.stopped(&home, 0, Timestamp::UNIX_EPOCH).unwrap();
+            run.stopped(home, 0, Timestamp::UNIX_EPOCH).unwrap();
             assert_eq!(following.join().unwrap(), 3, "what came last before the end is shown");
         });
     }
