@@ -212,7 +212,8 @@ fn add_forms(secret: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
         let hex = |b: &u8| if upper { format!("{b:02X}") } else { format!("{b:02x}") };
         forms.insert(secret.iter().map(hex).collect::<String>().into_bytes());
         forms.insert(secret.iter().map(|b| format!("%{}", hex(b))).collect::<String>().into_bytes());
-        for kept in ["-_.~", "-_.!~*'()", "-_.*", "-_.!~*'();/?:@&=+$,#"] {
+        // As RFC 3986, encodeURIComponent, HTML forms, Python, encodeURI, and the most careful have it.
+        for kept in ["-_.~", "-_.!~*'()", "-_.*", "-_.~/", "-_.!~*'();/?:@&=+$,#", ""] {
             let percent = |b: &u8| {
                 let plain = b.is_ascii_alphanumeric() || kept.as_bytes().contains(b);
                 if plain { char::from(*b).to_string() } else { format!("%{}", hex(b)) }

@@ -1,0 +1,215 @@
+//! Event streams as they flow, and what ends them from the agent's side.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+};
+
+use crate::{
+    pipeline::{Body, testing::*},
+    record::Failure,
+};
+
+fn event_stream(body: Answer) -> Response<Answer> {
+    Response::builder().header("content-type", "text/event-stream").body(body).unwrap()
+}
+
+/// An upstream whose one answer is fed by the test.
+async fn fed_stream() -> (mpsc::Sender<Result<Bytes, std::io::Error>>, Upstream) {
+    let (sender, body) = fed();
+    let body = std::sync::Mutex::new(Some(body));
+    let upstream = Upstream::answering(move |_| event_stream(body.lock().unwrap().take().unwrap())).await;
+    (sender, upstream)
+}
+
+async fn frame(response: &mut Response<Body>) -> Bytes {
+    within(response.body_mut().frame()).await.unwrap().unwrap().into_data().unwrap()
+}
+
+#[tokio::test]
+async fn r14_the_head_comes_at_once_and_then_every_event() {
+    let (feed, upstream) = fed_stream().await;
+    let mut rig = Rig::new();
+    let mut response = within(rig.send(&upstream.url(), post(CALL))).await;
+    assert_eq!(response.headers()["x-accel-buffering"], "no");
+    let started = rig.next_exchange().await;
+    assert_eq!((started.status, started.duration_ms), (Some(200), None), "a stream is in the trace at once");
+    for event in ["id: 1\nretry: 300\ndata:\n\n", ": comment\n\n", "event: message\ndata: {\"a\":1}\n\n"] {
+        feed.send(Ok(event.into())).await.unwrap();
+        assert_eq!(frame(&mut response).await, event, "R16: untouched");
+    }
+    // Half an event waits for its other half.
+    feed.send(Ok("data: {\"jsonrpc\":\"2.0\",".into())).await.unwrap();
+    feed.send(Ok("\"id\":\"c-1\",\"result\":{}}\n\n".into())).await.unwrap();
+    assert_eq!(frame(&mut response).await, "data: {\"jsonrpc\":\"2.0\",\"id\":\"c-1\",\"result\":{}}\n\n");
+    drop(feed);
+    assert_eq!(text(response).await.unwrap(), "");
+    let ended = rig.next_exchange().await;
+    assert!(ended.duration_ms.is_some() && ended.error.is_none());
+}
+
+#[tokio::test]
+async fn r19_silence_ends_nothing() {
+    let (feed, upstream) = fed_stream().await;
+    let rig = Rig::new();
+    let mut response = rig.send(&upstream.url(), get()).await;
+    tokio::time::pause();
+    let silent = tokio::time::timeout(Duration::from_secs(3 * 3600), response.body_mut().frame()).await;
+    assert!(silent.is_err(), "nothing came for three hours, not even an end");
+    tokio::time::resume();
+    feed.send(Ok("data: x\n\n".into())).await.unwrap();
+    assert_eq!(frame(&mut response).await, "data: x\n\n");
+}
+
+/// An upstream that says when its client is gone, after it wrote this.
+async fn watching(answer: &'static [u8]) -> (Upstream, mpsc::Receiver<&'static str>) {
+    let (sender, receiver) = mpsc::channel(8);
+    let upstream = Upstream::raw(move |mut tcp| {
+        let sender = sender.clone();
+        Box::pin(async move {
+            let mut buffer = vec![0; 65536];
+            while !buffer_has_request(&mut tcp, &mut buffer).await {}
+            tcp.write_all(answer).await.unwrap();
+            sender.send("request").await.unwrap();
+            while tcp.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
+            sender.send("gone").await.unwrap();
+        })
+    })
+    .await;
+    (upstream, receiver)
+}
+
+async fn buffer_has_request(tcp: &mut tokio::net::TcpStream, buffer: &mut [u8]) -> bool {
+    let length = tcp.read(buffer).await.unwrap();
+    buffer[..length].windows(4).any(|window| window == b"\r\n\r\n")
+}
+
+#[tokio::test]
+async fn r17_an_agent_that_leaves_before_the_head_aborts_the_upstream() {
+    let (upstream, mut said) = watching(b"").await;
+    let mut rig = Rig::new();
+    {
+        let url = upstream.url();
+        let sending = rig.send(&url, post(CALL));
+        tokio::select! {
+            _ = sending => panic!("nobody answered"),
+            request = said.recv() => assert_eq!(request, Some("request")),
+        }
+    }
+    let gone = tokio::time::timeout(Duration::from_millis(100), said.recv()).await;
+    assert_eq!(gone, Ok(Some("gone")));
+    assert_eq!(rig.next_exchange().await.error, Some(Failure::Cancelled));
+}
+
+#[tokio::test]
+async fn r17_an_agent_that_leaves_a_silent_stream_aborts_the_upstream() {
+    let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n\
+                 9\r\ndata: x\n\n\r\n";
+    let (upstream, mut said) = watching(head).await;
+    let mut rig = Rig::new();
+    let mut response = rig.send(&upstream.url(), get()).await;
+    assert_eq!(frame(&mut response).await, "data: x\n\n");
+    assert_eq!(within(said.recv()).await, Some("request"));
+    drop(response);
+    let gone = tokio::time::timeout(Duration::from_millis(100), said.recv()).await;
+    assert_eq!(gone, Ok(Some("gone")));
+    assert_eq!(rig.next_exchange().await.duration_ms, None, "the start");
+    assert_eq!(rig.next_exchange().await.error, Some(Failure::Cancelled));
+    assert!(rig.recorded().0.is_empty(), "one end");
+}
+
+#[tokio::test]
+async fn r23_many_streams_at_once() {
+    let upstream = Upstream::answering(|got| {
+        let (feed, body) = fed();
+        feed.try_send(Ok(format!("data: {}\n\n", got.head.uri).into())).unwrap();
+        // It never ends.
+        std::mem::forget(feed);
+        event_stream(body)
+    })
+    .await;
+    let rig = Rig::new();
+    let url = upstream.url();
+    let all = (0..60).map(|n| {
+        let mut request = get();
+        *request.uri_mut() = format!("/mcp/x?n={n}").parse().unwrap();
+        rig.send(&url, request)
+    });
+    let mut open = within(futures_util::future::join_all(all)).await;
+    for (n, response) in open.iter_mut().enumerate() {
+        assert_eq!(frame(response).await, format!("data: /mcp?n={n}\n\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_reader_stalls_its_upstream_and_nothing_grows() {
+    let (feed, upstream) = fed_stream().await;
+    let rig = Rig::new();
+    let response = rig.send(&upstream.url(), get()).await;
+    let event = Bytes::from(format!("data: {}\n\n", "x".repeat(64 * 1024)));
+    let mut sent = 0_usize;
+    // Nobody reads: kernel buffers and one read buffer fill, then the upstream has to wait.
+    while tokio::time::timeout(Duration::from_millis(300), feed.send(Ok(event.clone()))).await.is_ok() {
+        sent += event.len();
+        assert!(sent < 64 << 20, "the upstream never had to wait");
+    }
+    drop(response);
+}
+
+#[tokio::test]
+async fn a_large_answer_passes() {
+    let mut body = String::from("{\"jsonrpc\":\"2.0\",\"id\":\"c-1\",\"result\":\"");
+    body.push_str(&"y".repeat(64 << 20));
+    body.push_str("\"}");
+    let body = Bytes::from(body);
+    let expected = body.len();
+    let upstream = Upstream::answering(move |_| {
+        Response::builder().header("content-type", "application/json").body(whole(body.clone())).unwrap()
+    })
+    .await;
+    let rig = Rig::new();
+    let mut response = rig.send(&upstream.url(), post(CALL)).await;
+    let mut length = 0;
+    while let Some(frame) = response.body_mut().frame().await {
+        let data = frame.unwrap().into_data().unwrap();
+        assert!(data.len() < 1 << 20, "in parts");
+        length += data.len();
+    }
+    assert_eq!(length, expected);
+}
+
+#[tokio::test]
+async fn r22_a_legacy_server_works_through_its_handle() {
+    let upstream = Upstream::answering(|got| {
+        if got.head.method == "GET" {
+            let (feed, body) = fed();
+            feed.try_send(Ok("event: endpoint\ndata: /message?sessionId=7\n\n".into())).unwrap();
+            std::mem::forget(feed);
+            return event_stream(body);
+        }
+        Response::builder().status(202).body(whole("Accepted")).unwrap()
+    });
+    let (rig, mut upstream) = (Rig::new(), upstream.await);
+    let mut stream = rig.send(&upstream.url(), get()).await;
+    let event = frame(&mut stream).await;
+    let path = std::str::from_utf8(&event)
+        .unwrap()
+        .trim()
+        .strip_prefix("event: endpoint\ndata: ")
+        .unwrap()
+        .to_owned();
+    upstream.next().await;
+    let message =
+        || Request::post(path.as_str()).header("content-type", "application/json").body(Full::from(CALL));
+    assert_eq!(rig.send(&upstream.url(), message().unwrap()).await.status(), 202);
+    let got = upstream.next().await;
+    assert_eq!(got.head.uri, "/message?sessionId=7");
+    assert_eq!(got.head.headers["x-api-key"], TOKEN);
+    drop(stream);
+    assert_eq!(rig.send(&upstream.url(), message().unwrap()).await.status(), 404, "gone with its stream");
+}
