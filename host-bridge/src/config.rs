@@ -201,11 +201,14 @@ pub(crate) fn load(workspace: &Path) -> Result<Config, Problems> {
 /// A file's text; `None` when there is no such file.
 fn read(path: &Path, name: &str) -> Result<Option<String>, Problems> {
     let failed = |source| Problems::Reading { file: name.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
+    // Before it is opened: a named pipe would wait for a writer.
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Err(failed(io::Error::other("not a regular file"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
-    };
+    }
+    let file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(yaml::FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > yaml::FILE {

@@ -311,6 +311,17 @@ fn bombs_and_towers_are_refused_quickly() {
     assert!(error.contains("nested deeper than 64 levels"), "{error}");
 }
 
+/// A moat.yaml may be a stranger's: nothing of it reaches the terminal as it is.
+#[test_case("\"\\e[2J\": 1\n"; "key")]
+#[test_case("codex: {mcp: {\"x\\e[2J\\ny\": {command: a}}}\n"; "stdio name")]
+#[test_case("mounts: [\"/a\\e[2J\"]\n"; "mount")]
+#[test_case("env: {\"A=\\e[2J\": b}\n"; "variable")]
+#[test_case("runtime: \"\\e[2J\"\n"; "runtime")]
+fn escape_sequences_are_shown_not_obeyed(text: &str) {
+    let error = parse("moat.yaml", text).unwrap_err().to_string();
+    assert!(error.contains("{1b}") && !error.contains('\u{1b}'), "{error:?}");
+}
+
 #[test]
 fn files_are_looked_up_in_order() {
     let dir = tempfile::tempdir().unwrap();
@@ -324,6 +335,11 @@ fn files_are_looked_up_in_order() {
     std::fs::write(dir.path().join("moat.yaml"), b"name: a\n\xff\n").unwrap();
     let error = crate::cli::with_causes(&load(dir.path()).unwrap_err());
     assert_eq!(error, "loading config: reading moat.yaml: not UTF-8 on line 2");
+    std::fs::remove_file(dir.path().join("moat.yaml")).unwrap();
+    nix::unistd::mkfifo(&dir.path().join("moat.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = crate::cli::with_causes(&load(dir.path()).unwrap_err());
+    assert_eq!(error, "loading config: reading moat.yaml: not a regular file");
+    std::fs::remove_file(dir.path().join("moat.yaml")).unwrap();
     std::fs::write(dir.path().join("moat.yaml"), vec![b'#'; 2 << 20]).unwrap();
     let error = crate::cli::with_causes(&load(dir.path()).unwrap_err());
     assert_eq!(error, "loading config: reading moat.yaml: larger than 1048576 bytes");

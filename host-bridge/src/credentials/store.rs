@@ -337,7 +337,7 @@ impl Store {
         }
         let known = grants.into_iter().map(|grant| Listed {
             name: grant.to_string(),
-            credential: self.read(&grant).map_err(|error| error.to_string()),
+            credential: self.read(&grant).map_err(|error| in_short(&error)),
         });
         let unknown = strangers
             .into_iter()
@@ -348,6 +348,16 @@ impl Store {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // A panic elsewhere leaves the cache as usable as it was.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One line, with its cause.
+fn in_short(error: &ReadError) -> String {
+    match error {
+        ReadError::Unreadable { source, .. } => format!("{error}: {source}"),
+        ReadError::Key { source, .. } => format!("{error}: {source}"),
+        ReadError::Decrypt { .. } => "cannot be decrypted: the encryption key has changed".to_owned(),
+        _ => error.to_string(),
     }
 }
 

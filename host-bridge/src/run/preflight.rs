@@ -23,7 +23,7 @@ use crate::{
         grant::mcp::{credential, keep},
         print, with_causes,
     },
-    config::{Config, catalog},
+    config::{Config, Settings, catalog},
     credentials::{Credential, InjectError, ReadError, Store, token_for},
     env::Environment,
     home::{Home, Profile},
@@ -51,6 +51,12 @@ pub(crate) fn preflight(
     profile: Option<&Profile>,
     prompt: PromptPolicy,
 ) -> Result<(), Failure> {
+    // Nobody should run with settings that are not the ones that were written.
+    Settings::load(home, env).map_err(|problems| Failure::from_error(&problems))?;
+    // moat.yaml's were refused when it was read; `--grant` adds to them.
+    if let Some(grant) = config.grants.iter().find(|grant| matches!(grant.kind(), GrantKind::OAuth(_))) {
+        return Err(Failure::new(format!("grant '{grant}': OAuth grants are not supported yet")));
+    }
     let store = Store::open(home, env, profile);
     match prompt {
         PromptPolicy::Never => report(&wants(config, &store), profile),
@@ -105,10 +111,6 @@ fn with_prompts(
         person.say(&format!("\n{} grant(s) needed before this run can start:{list}\n", missing.len()));
         for grant in &missing {
             let command = command(grant.command(), profile);
-            if matches!(grant.kind(), GrantKind::OAuth(_)) {
-                person.say(&format!("{grant}: cannot grant interactively — run: {command}"));
-                continue;
-            }
             match person.question(&format!("Grant {grant} now? [Y/n] ")).map_err(failed)?.as_deref() {
                 None => {
                     person.say("  Aborted.");

@@ -295,3 +295,17 @@ fn nobody_is_asked_who_does_not_want_to_be() {
     assert_eq!(PromptPolicy::of(false, &env), PromptPolicy::Never);
     assert_eq!(PromptPolicy::of(true, &Environment::default()), PromptPolicy::Never);
 }
+
+#[test]
+fn what_cannot_be_honoured_stops_the_run() {
+    let rig = rig();
+    let mut config = rig.config("");
+    config.grants.push("oauth:notion".parse().unwrap());
+    let check = |config: &Config| preflight(config, &rig.home, &rig.env, None, PromptPolicy::Never);
+    let failure = check(&config).unwrap_err();
+    assert_eq!(failure.text, "grant 'oauth:notion': OAuth grants are not supported yet");
+    fs::create_dir_all(rig.home.root()).unwrap();
+    fs::write(rig.home.config_file(), "debug: 1\n").unwrap();
+    let failure = check(&rig.config("")).unwrap_err();
+    assert_eq!(failure.text, "loading config: config.yaml:1: 'debug' must be a mapping, not a number");
+}
