@@ -113,6 +113,7 @@ pub(crate) struct Supervisor {
     /// Ends of the relay since it was last ready.
     relay_ends: u32,
     killing: bool,
+    agent_started: bool,
 }
 
 impl Supervisor {
@@ -125,6 +126,7 @@ impl Supervisor {
             grace: Duration::from_millis(plan.grace_ms),
             relay_ends: 0,
             killing: false,
+            agent_started: false,
         }
     }
 
@@ -133,9 +135,9 @@ impl Supervisor {
         vec![Action::StartRelay, Action::Arm(Timer::Tunnel, limits::FIRST_TUNNEL)]
     }
 
-    /// Has the agent been started, so that terminal and stderr are its own?
+    /// Has the agent been started, so that terminal and stderr are its own, to the end?
     pub(crate) fn agent_has_the_terminal(&self) -> bool {
-        self.phase == Phase::Agent
+        self.agent_started
     }
 
     /// Is everybody killed and only their end to wait for?
@@ -206,7 +208,12 @@ impl Supervisor {
             self.phase = Phase::Hook;
             return vec![Action::StartHook];
         }
+        self.start_agent()
+    }
+
+    fn start_agent(&mut self) -> Vec<Action> {
         self.phase = Phase::Agent;
+        self.agent_started = true;
         vec![Action::StartAgent]
     }
 
@@ -215,8 +222,7 @@ impl Supervisor {
             return self.sweep(exit::from_signal(TERM));
         }
         if ended == Ended::Code(0) {
-            self.phase = Phase::Agent;
-            return vec![Action::StartAgent];
+            return self.start_agent();
         }
         let mut actions =
             vec![Action::Say(format!("hooks.pre_run failed ({ended}); the agent was not started"))];

@@ -10,6 +10,7 @@ fn supervisor(hook: bool, terminal: bool) -> Supervisor {
         grace: Duration::from_secs(3),
         relay_ends: 0,
         killing: false,
+        agent_started: false,
     }
 }
 
@@ -108,4 +109,16 @@ fn the_relay_comes_back_ever_more_slowly_and_at_once_again_after_it_was_ready() 
     assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
     supervisor.on(Event::Ready);
     assert_eq!(supervisor.on(relay_ended()), [Action::Arm(Timer::Restart, RESTART_FIRST)]);
+}
+
+#[test]
+fn once_the_agent_was_started_stderr_is_its_own_to_the_end() {
+    let mut supervisor = supervisor(true, false);
+    assert!(!supervisor.agent_has_the_terminal());
+    supervisor.on(Event::Ready);
+    assert!(!supervisor.agent_has_the_terminal(), "the hook's run is still the start");
+    supervisor.on(ended(0));
+    assert!(supervisor.agent_has_the_terminal());
+    supervisor.on(ended(0));
+    assert!(supervisor.agent_has_the_terminal(), "what the relay says last is not for the agent's stderr");
 }
