@@ -8,6 +8,7 @@
 //! with the argument `relay` ([`relay::RelayStart`] on its stdin).
 
 mod agents;
+mod closed_image;
 mod environ;
 mod escalate;
 mod files;

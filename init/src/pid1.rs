@@ -114,7 +114,7 @@ impl<'a> Pid1<'a> {
         if first {
             self.relay.open_log();
         }
-        match self.relay.start() {
+        match self.relay.start(!first) {
             Ok(()) => Outcome::Done,
             Err(error) if first => {
                 say::error(&error);
@@ -156,6 +156,7 @@ impl<'a> Pid1<'a> {
     ) -> Outcome {
         let started = spawn::start(&Program {
             argv,
+            image: None,
             env: environ::of_agent(self.plan).into_iter().collect(),
             user: self.plan.user.ids,
             directory: Path::new(&self.plan.workspace),

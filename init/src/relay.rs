@@ -5,7 +5,7 @@
 //!                      0: what it is told   1: /dev/null   2: pipe to PID 1   3: listener   4: readiness
 //! ```
 //!
-//! PID 1 keeps the listener: while a relay that died is replaced, connections wait in its queue, and nobody else can
+//! Restarted while an agent of the same uid runs, it comes from a [`closed_image`]. PID 1 keeps the listener: while a relay that died is replaced, connections wait in its queue, and nobody else can
 //! take the port. What the relay writes to stderr goes to PID 1's own until the agent runs, then to [`LOG`].
 
 use std::{
@@ -31,7 +31,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    say,
+    closed_image, say,
     spawn::{self, Program, Session, StartError},
     supervise::Event,
 };
@@ -77,6 +77,8 @@ pub(crate) enum RelayError {
     Listen { port: u16, source: io::Error },
     #[error("the relay cannot be told what to do")]
     Tell(#[source] io::Error),
+    #[error("the relay cannot be closed to an agent of the same uid")]
+    Image(#[source] io::Error),
     #[error("the relay cannot be started")]
     Start(#[from] StartError),
 }
@@ -88,6 +90,8 @@ pub(crate) struct Relay {
     /// [`RelayStart`], key included.
     told: Secret<Vec<u8>>,
     user: Ids,
+    /// The agent has the same uid.
+    shares_uid: bool,
     pid: Option<Pid>,
     ready: Option<OwnedFd>,
     line: Vec<u8>,
@@ -113,6 +117,7 @@ impl Relay {
             listener: listener.into(),
             told: Secret::new(told),
             user: plan.relay_user,
+            shares_uid: plan.relay_user.uid == plan.user.ids.uid,
             pid: None,
             ready: None,
             line: Vec::new(),
@@ -125,8 +130,8 @@ impl Relay {
         self.pid
     }
 
-    /// Starts it, or starts it again.
-    pub(crate) fn start(&mut self) -> Result<(), RelayError> {
+    /// Starts it, or starts it again. `among_others`: the hook or the agent may be running.
+    pub(crate) fn start(&mut self, among_others: bool) -> Result<(), RelayError> {
         let tell = |error: nix::Error| RelayError::Tell(error.into());
         let (stdin, to_stdin) = unistd::pipe2(OFlag::O_CLOEXEC).map_err(tell)?;
         let (ready, ready_end) = unistd::pipe2(OFlag::O_CLOEXEC).map_err(tell)?;
@@ -140,8 +145,14 @@ impl Relay {
             fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(tell)?;
         }
         let listener = self.listener.try_clone().map_err(RelayError::Tell)?;
+        let (_image, image) = if among_others && self.shares_uid {
+            closed_image::make().map(|(fd, path)| (Some(fd), Some(path))).map_err(RelayError::Image)?
+        } else {
+            (None, None)
+        };
         let pid = spawn::start(&Program {
             argv: vec!["/proc/self/exe".into(), ARGUMENT.into()],
+            image,
             env: Vec::new(),
             user: self.user,
             directory: Path::new("/"),

@@ -30,6 +30,8 @@ const ASIDE: i32 = 64;
 #[derive(Debug)]
 pub(crate) struct Program<'a> {
     pub(crate) argv: Vec<String>,
+    /// What is executed, when it is not what the first word says.
+    pub(crate) image: Option<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) user: Ids,
     pub(crate) directory: &'a Path,
@@ -117,7 +119,7 @@ struct Image {
 
 impl Image {
     fn new(program: &Program<'_>) -> Result<Self, NulError> {
-        let command = program.argv.first().map_or("", String::as_str);
+        let command = program.image.as_ref().or_else(|| program.argv.first()).map_or("", String::as_str);
         let path = program.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
         let candidates = candidates(command, path);
         Ok(Self {

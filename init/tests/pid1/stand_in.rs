@@ -25,8 +25,9 @@ pub(crate) fn init(plan: &str) -> u8 {
     }
 }
 
-/// Answers every connection with its pid; dies when it is sent `die`.
+/// Answers every connection, telling whether it was closed to others from the start; dies when it is sent `die`.
 pub(crate) fn relay() -> u8 {
+    let closed = if nix::sys::prctl::get_dumpable().unwrap() { "" } else { " closed" };
     moat_init::harden_process().unwrap();
     let start = relay::read_start(std::io::stdin()).unwrap();
     let behaves = |how: &str| start.servers.iter().any(|name| name.as_str() == how);
@@ -53,7 +54,7 @@ pub(crate) fn relay() -> u8 {
         if &word == b"die" {
             return 1;
         }
-        writeln!(connection, "relay").unwrap();
+        writeln!(connection, "relay{closed}").unwrap();
     }
     0
 }
