@@ -1,7 +1,7 @@
 //! Builds the static sidecar and hands its path to `include_bytes!`, so that `moat` is one file to install.
 //!
 //! `MOAT_SIDECAR=<path>` embeds that file instead. Commit and time of the build go to `moat version`.
-#![expect(clippy::print_stdout, reason = "a build script speaks to cargo on stdout")]
+#![expect(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
 use std::{
     env, fs,
@@ -139,10 +139,9 @@ fn provenance() {
     let git = |args: &[&str]| said(Command::new("git").args(args));
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=MOAT_COMMIT={commit}");
-    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
-        if Path::new(&log).is_file() {
-            println!("cargo::rerun-if-changed={log}");
-        }
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).is_file());
+    if let Some(log) = log {
+        println!("cargo::rerun-if-changed={log}");
     }
     let seconds = env::var("SOURCE_DATE_EPOCH").ok().unwrap_or_else(|| {
         std::time::UNIX_EPOCH.elapsed().map_or_else(|_| "0".to_owned(), |since| since.as_secs().to_string())

@@ -71,10 +71,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if !self.partial.is_empty() {
-            if let Err(error) = self.flush() {
-                tracing::error!("the last line of the log was not written: {error}");
-            }
+        if !self.partial.is_empty()
+            && let Err(error) = self.flush()
+        {
+            tracing::error!("the last line of the log was not written: {error}");
         }
     }
 }

@@ -51,10 +51,6 @@ impl RunName {
         let [adjective, animal] = bytes.map(usize::from);
         Self(format!("{}-{}", ADJECTIVES[adjective % ADJECTIVES.len()], ANIMALS[animal % ANIMALS.len()]))
     }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl fmt::Display for RunName {
@@ -85,6 +81,6 @@ mod tests {
                 assert!(format!("{adjective}-{animal}").parse::<RunName>().is_ok());
             }
         }
-        assert!(RunName::random().as_str().contains('-'));
+        assert!(RunName::random().to_string().contains('-'));
     }
 }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use moat_shared::{
-    grant::Stub,
     id::RunId,
     plan::{McpJson, Plan, RelayedServer, StubHeader},
     wire,

@@ -45,6 +45,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(plan::GRACE_MS + 3_000);
 /// For the bridge to take note of the end.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// After so long people want to know what is going on.
+const MOMENT: Duration = Duration::from_secs(1);
 /// For the last output to be written somewhere that does not take it.
 const LAST_OUTPUT: Duration = Duration::from_secs(5);
 
@@ -91,7 +93,7 @@ async fn register(
     let registering = spawn::register(&context.home, &context.env, &wanted);
     tokio::pin!(registering);
     let done = tokio::select! {
-        done = &mut registering => done,
+        done = patiently("Waiting for the bridge...", &mut registering) => done,
         _ = signals.stop() => {
             // A registration on its way is taken back; a bridge that does not answer sees that we are gone.
             if let Ok(Ok((client, registered))) = timeout(FAREWELL, &mut registering).await {
@@ -105,6 +107,18 @@ async fn register(
         print::note(&text);
     }
     Ok(Some((client, registered.run, registered.identity)))
+}
+
+/// Says what is being waited for when that takes more than a moment.
+async fn patiently<T>(what: &str, step: impl Future<Output = T>) -> T {
+    tokio::pin!(step);
+    match timeout(MOMENT, &mut step).await {
+        Ok(done) => done,
+        Err(_) => {
+            print::note(what);
+            step.await
+        }
+    }
 }
 
 async fn farewell(client: &Client, run: &RunId) {
@@ -138,7 +152,7 @@ impl Session<'_> {
         record.starting(home).map_err(failed)?;
         let startup = self.startup(created.view(), identity);
         let started = tokio::select! {
-            started = created.start(&startup) => started,
+            started = patiently("Building the sandbox...", created.start(&startup)) => started,
             signal = signals.stop() => {
                 record.failed(home, "interrupted".to_owned(), Timestamp::now()).map_err(failed)?;
                 return Ok(code_of(signal));

@@ -215,7 +215,7 @@ impl Running {
         let status = UnixDatagram::from_std(status).map_err(doing())?;
         let mut io = None;
         loop {
-            let mut buffer = [0; spec::REPORT];
+            let mut buffer = vec![0; spec::REPORT];
             let receive = || sys::receive(status.as_fd(), &mut buffer);
             let (length, descriptors) = status.async_io(Interest::READABLE, receive).await.map_err(doing())?;
             if length == 0 {

@@ -99,7 +99,6 @@ pub(super) fn survey(hidden: &mut Hidden) {
     for home in homes(&passwd) {
         hidden.directory(Path::new(home));
     }
-    hidden.directory(Path::new("/var/tmp"));
     if !fs::symlink_metadata("/var/run").is_ok_and(|meta| meta.is_symlink()) {
         hidden.directory(Path::new("/var/run"));
     }

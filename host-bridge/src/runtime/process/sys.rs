@@ -135,7 +135,7 @@ pub(super) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     request.ifr_name[0] = b'l'.cast_signed();
     request.ifr_name[1] = b'o'.cast_signed();
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call.
     checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into())
         .map(drop)

@@ -206,7 +206,6 @@ impl Root {
         for name in DEVICES {
             let (from, to) = (Path::new(OLD).join("dev").join(name), dev.join(name));
             fs::write(&to, [])
-                .map_err(io::Error::from)
                 .and_then(|()| bind(&from, &to, MsFlags::empty()))
                 .and_then(|()| sys::restrict(&to, attribute::NO_SUID | attribute::NO_EXEC, false))
                 .doing(|| format!("showing /dev/{name}"))?;
@@ -236,16 +235,16 @@ impl Root {
             other => other.map(Some).doing(|| format!("reading {path}")),
         };
         let agent = Users::agent();
-        let files: [(&str, &dyn Fn(&str) -> String); 3] = [
-            ("/etc/passwd", &|host| etc::passwd(host, agent, Path::new(HOME))),
-            ("/etc/group", &|host| etc::group(host, agent)),
-            ("/etc/hosts", &|_| etc::hosts(&spec.hostname)),
+        let files = [
+            ("/etc/passwd", read("/etc/passwd")?.map(|host| etc::passwd(&host, agent, Path::new(HOME)))),
+            ("/etc/group", read("/etc/group")?.map(|host| etc::group(&host, agent))),
+            ("/etc/hosts", read("/etc/hosts")?.map(|_| etc::hosts(&spec.hostname))),
         ];
-        for (path, generate) in files {
-            let Some(host) = read(path)? else { continue };
+        for (path, text) in files {
+            let Some(text) = text else { continue };
             let doing = || format!("replacing {path}");
             let file = Path::new(FILES).join(path.trim_start_matches("/etc/"));
-            fs::write(&file, generate(&host)).doing(doing)?;
+            fs::write(&file, text).doing(doing)?;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).doing(doing)?;
             let Some(target) = existing(Path::new(path))? else { continue };
             bind(&file, &target.path(), MsFlags::empty()).doing(doing)?;
