@@ -31,7 +31,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 pub(crate) struct ClaudeArgs {
     /// Go on with the most recent conversation
-    #[arg(short, long = "continue")]
+    #[arg(short = 'c', long = "continue")]
     resume_last: bool,
     /// Go on with this conversation
     #[arg(short, long, value_name = "SESSION", conflicts_with = "resume_last")]
