@@ -9,7 +9,7 @@ use moat_tests::{
     rig::{PATIENCE, Ran},
     trouble::ensure,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     Test,
@@ -111,7 +111,8 @@ fn a_tracked_mcp_json_is_left_alone() -> Outcome {
 fn a_crash_is_cleaned_up_by_the_next_run() -> Outcome {
     let stage = Stage::new()?;
     let file = stage.rig.workspace().join(".mcp.json");
-    fs::write(&file, THEIRS)?;
+    let theirs = "{\n  \"mcpServers\": {\n    \"mine\": {\n      \"command\": \"my-server\"\n    }\n  }\n}\n";
+    fs::write(&file, theirs)?;
     let inside = stage.rig.console()?;
     ensure(fs::read_to_string(&file)?.contains("vault"), || {
         "not merged, so the test proves nothing".to_owned()
@@ -125,5 +126,5 @@ fn a_crash_is_cleaned_up_by_the_next_run() -> Outcome {
     })?;
     stage.rig.sandboxed(&["true"])?.expect_code(0)?;
     let after = fs::read_to_string(&file)?;
-    ensure(after == THEIRS, || format!("after the next run: {after}, {}", json!(THEIRS)))
+    ensure(after == theirs, || format!("after the next run: {after}"))
 }

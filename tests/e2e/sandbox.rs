@@ -141,7 +141,7 @@ fn on_a_terminal(rig: &Rig, inner: &str, input: &[u8], when: &str) -> Outcome<Ra
 fn a_real_terminal() -> Outcome {
     let rig = Rig::new()?;
     rig.config("env: {A: b}\n")?;
-    let inner = "test -t 0 && test -t 1 && stty size && exec 3<>/dev/tty && echo has-tty && set -m && sleep 0 & wait; \
+    let inner = "set -e; test -t 0; test -t 1; stty size; exec 3<>/dev/tty; echo has-tty; set -m; sleep 0 & fg; \
                  echo job-control; read -r line; echo \"typed:$line\"; exit 5";
     let ran = on_a_terminal(&rig, inner, b"hello\n", "job-control")?.expect_code(5)?;
     for wanted in ["33 99", "has-tty", "typed:hello"] {

@@ -140,7 +140,8 @@ impl Rig {
         let mark = root.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let target = target_directory().ok_or_else(|| Trouble::new("where is the target directory?"))?;
         let workspace = target.join("rigs").join(&mark);
-        fs::create_dir_all(&workspace)?;
+        // The repository around the target directory is not the workspace's.
+        fs::create_dir_all(workspace.join(".git"))?;
         fs::create_dir(root.path().join("user"))?;
         let authority = Authority::new()?;
         authority.write_pem(&root.path().join("ca.pem"))?;
