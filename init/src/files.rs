@@ -94,11 +94,14 @@ fn put_in_here(plan: &Plan) -> Vec<FileError> {
     for agent in agents::of_run(plan) {
         let path = agents::path(agent, plan);
         let edited = atomic::read(&path).and_then(|before| {
-            agents::edited(agent, before.as_deref(), plan)
-                .map_err(|fault| FileError::Fault { path: path.clone(), fault })
+            let text = agents::edited(agent, before.as_deref(), plan)
+                .map_err(|fault| FileError::Fault { path: path.clone(), fault })?;
+            Ok((before.as_deref() != Some(text.as_str())).then_some(text))
         });
         match edited {
-            Ok(text) => texts.push((path, text)),
+            Ok(Some(text)) => texts.push((path, text)),
+            // As it was: nobody has to wait for the disk.
+            Ok(None) => {}
             Err(error) => errors.push(error),
         }
     }

@@ -76,9 +76,7 @@ pub fn from_file(path: &Path) -> Result<Startup, StartupError> {
         .open(path)
         .map_err(StartupError::Read)?;
     let about = file.metadata().map_err(StartupError::Read)?;
-    let text = if about.is_file() { read(&mut file) } else { Ok(Secret::new(Vec::new())) };
-    // Whatever is wrong with it: it holds a key and has to go.
-    let wiped = wipe(path, about.len());
+    // What is not a plan as a runtime leaves it is not touched either: it may be anybody's.
     let refused = |reason| StartupError::Unsafe { path: path.to_owned(), reason };
     if !about.is_file() {
         return Err(refused("it is not a plain file"));
@@ -89,7 +87,9 @@ pub fn from_file(path: &Path) -> Result<Startup, StartupError> {
     if about.uid() != nix::unistd::geteuid().as_raw() {
         return Err(refused("it belongs to somebody else"));
     }
-    wiped.map_err(|source| StartupError::Wipe { path: path.to_owned(), source })?;
+    let text = read(&mut file);
+    // Whatever is in it: it goes before anything else happens.
+    wipe(path, about.len()).map_err(|source| StartupError::Wipe { path: path.to_owned(), source })?;
     parse(&text?)
 }
 
@@ -127,4 +127,83 @@ fn overwrite(path: &Path, length: u64) -> io::Result<()> {
     file.flush()?;
     file.sync_data()?;
     file.set_len(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::{fd::IntoRawFd, unix::fs::PermissionsExt};
+
+    use super::*;
+    use crate::testing::plan;
+
+    fn startup() -> String {
+        let identity = serde_json::json!({"ca_pem": "ca", "certificate_pem": "c", "key_pem": "the-key"});
+        serde_json::json!({"plan": plan(), "identity": identity}).to_string()
+    }
+
+    fn file(text: &str, mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("plan");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn a_file_is_read_and_gone_and_overwritten() {
+        let (directory, path) = file(&startup(), 0o600);
+        let other_name = directory.path().join("hard-link");
+        std::fs::hard_link(&path, &other_name).unwrap();
+        assert_eq!(from_file(&path).unwrap().plan, plan());
+        assert!(!path.exists());
+        assert_eq!(std::fs::read(other_name).unwrap(), b"", "under another name there is nothing left of it");
+    }
+
+    #[test]
+    fn a_file_that_others_may_touch_is_refused_and_not_touched() {
+        for mode in [0o640, 0o604, 0o620, 0o666] {
+            let (_directory, path) = file(&startup(), mode);
+            assert!(matches!(from_file(&path), Err(StartupError::Unsafe { .. })), "{mode:o}");
+            assert_eq!(std::fs::read_to_string(path).unwrap(), startup());
+        }
+    }
+
+    #[test]
+    fn a_link_a_directory_and_a_pipe_are_refused() {
+        let (directory, path) = file(&startup(), 0o600);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(from_file(&link).is_err());
+        assert!(path.exists());
+        assert!(from_file(directory.path()).is_err());
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(from_file(&pipe).is_err());
+    }
+
+    #[test]
+    fn a_descriptor_is_read_and_closed() {
+        let (_directory, path) = file(&startup(), 0o600);
+        let fd = File::open(path).unwrap().into_raw_fd();
+        assert_eq!(from_fd(fd).unwrap().identity.key_pem.expose(), "the-key");
+        // Another test may have been given the number meanwhile, but then not for this file.
+        let now = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        assert!(now.is_err() || !now.unwrap().ends_with("plan"));
+        for fd in [-1, 0, 1, 2, 1_000_000] {
+            assert!(from_fd(fd).is_err(), "{fd}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_plan_is_gone_too_and_its_words_are_not_repeated() {
+        for text in ["", "{", "{\"identity\": {\"key_pem\": \"the-key\", \"the-key\": 1}}", "\"the-key\""] {
+            let (_directory, path) = file(text, 0o600);
+            let error = from_file(&path).unwrap_err();
+            assert!(!crate::say::chain(&error).contains("the-key"), "{error}");
+            assert!(!path.exists());
+        }
+        let (_directory, path) = file(&" ".repeat(limits::PLAN + 1), 0o600);
+        assert!(matches!(from_file(&path), Err(StartupError::TooLong)));
+        assert!(!path.exists());
+    }
 }
