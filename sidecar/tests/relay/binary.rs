@@ -82,6 +82,10 @@ impl Process {
         }
     }
 
+    fn kilobytes(&self, key: &str) -> usize {
+        self.status(key).strip_suffix(" kB").unwrap().trim().parse().unwrap()
+    }
+
     fn status(&self, key: &str) -> String {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
@@ -120,6 +124,57 @@ async fn the_relay_process_says_ready_and_serves_and_drains() {
     };
     let (code, ()) = tokio::join!(relay.stop(), finish);
     assert_eq!(code, Some(0));
+}
+
+/// 64 MiB in each direction, without holding them.
+#[tokio::test]
+async fn large_bodies_take_little_memory() {
+    const LENGTH: usize = 64 << 20;
+    const PART: usize = 64 * 1024;
+    const GROWTH_KB: usize = 8 * 1024;
+    let authority = Authority::new();
+    let mut bridge = Bridge::new(&authority);
+    bridge.start();
+    let mut relay = Process::start(&bridge, authority.run());
+    assert_eq!(relay.readiness().await, "ready\n");
+    let before = relay.kilobytes("VmHWM");
+
+    let mut agent = relay.agent().await;
+    let head = format!(
+        "POST /mcp/notion HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: {LENGTH}\r\n\r\n",
+        relay.port
+    );
+    agent.write(head).await;
+    let mut call = bridge.call().await;
+    let write = async {
+        for _ in 0..LENGTH / PART {
+            agent.write(vec![b'y'; PART]).await;
+        }
+    };
+    let (asked, ()) = tokio::join!(call.read(), write);
+    assert_eq!(asked.len(), LENGTH);
+
+    let feed = call.stream("application/json");
+    assert_eq!(agent.head().await.status, 200);
+    let feeding = async {
+        for _ in 0..LENGTH / PART {
+            feed.send(vec![b'x'; PART]).await;
+        }
+        drop(feed);
+    };
+    let reading = async {
+        let mut total = 0;
+        loop {
+            match agent.chunk().await.len() {
+                0 => return total,
+                read => total += read,
+            }
+        }
+    };
+    let ((), answered) = tokio::join!(feeding, reading);
+    assert_eq!(answered, LENGTH);
+    let grown = relay.kilobytes("VmHWM") - before;
+    assert!(grown < GROWTH_KB, "the relay grew by {grown} kB");
 }
 
 #[tokio::test]
