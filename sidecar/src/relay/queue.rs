@@ -241,7 +241,9 @@ mod tests {
             let mut context = Context::from_waker(Waker::noop());
             let (mut sent, mut received) = (Vec::new(), Vec::new());
             let mut next = |received: &mut Vec<u8>| match Pin::new(&mut reader).poll_frame(&mut context) {
-                Poll::Ready(Some(Ok(frame))) => { received.extend_from_slice(&frame.into_data().unwrap()); true }
+                Poll::Ready(Some(Ok(frame))) => { let data = frame.into_data().unwrap();
+                    assert!(!data.is_empty());
+                    received.extend_from_slice(&data); true }
                 _ => false,
             };
             for (index, (size, reads)) in sizes.into_iter().enumerate() {
@@ -278,10 +280,11 @@ mod tests {
         assert!(reader.frame().await.unwrap().is_err());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_reader_that_goes_away_is_noticed() {
         let (queue, reader) = queue();
-        let ((), ()) = tokio::join!(queue.gone(), async { drop(reader) });
+        let noticed = timeout(PATIENCE, async { tokio::join!(queue.gone(), async { drop(reader) }) }).await;
+        assert!(noticed.is_ok());
         assert_eq!(queue.room(PATIENCE).await, Err(Stuck::Gone));
     }
 
