@@ -68,7 +68,7 @@ pub(super) async fn back(
     *head.headers_mut() = head_of(&parts.headers, &placed, credential.as_ref(), &way);
     let decoder = match decode::coding(&parts.headers) {
         Coding::Identity => None,
-        Coding::Known(decoder) => Some(decoder),
+        Coding::Known(decoder) => Some(*decoder),
         Coding::Unknown => return Err((invalid(&placed, "its content coding is unknown"), trace)),
     };
     if matches!(parts.status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
@@ -97,7 +97,7 @@ pub(super) async fn back(
                 Ok(head.map(|()| Full::new(bytes).map_err(|never| match never {}).boxed_unsync()))
             }
             Held::Part(relay) => Ok(head.map(|()| relay.boxed_unsync())),
-            Held::Cut(trace) => Err((PipelineError::Lost { server }, trace)),
+            Held::Cut(trace) => Err((PipelineError::Lost { server }, *trace)),
         };
     }
     Ok(head.map(|()| relay.boxed_unsync()))
@@ -181,8 +181,8 @@ fn events_of(method: &Method, asked: &Asked, placed: &Placed, handles: &Handles)
 
 enum Held<U> {
     Whole(Bytes),
-    Part(Relay<U>),
-    Cut(Trace),
+    Part(Box<Relay<U>>),
+    Cut(Box<Trace>),
 }
 
 /// Takes a small answer whole.
@@ -200,13 +200,13 @@ where
                 length += bytes.len();
                 taken.push(bytes);
             }
-            Ok(Some(Err(Incomplete))) => return Held::Cut(relay.into_trace()),
+            Ok(Some(Err(Incomplete))) => return Held::Cut(Box::new(relay.into_trace())),
             Ok(None) => return Held::Whole(joined(taken, length)),
             Err(_) => break,
         }
     }
     relay.give_back(taken);
-    Held::Part(relay)
+    Held::Part(Box::new(relay))
 }
 
 fn joined(mut taken: Vec<Bytes>, length: usize) -> Bytes {

@@ -19,7 +19,7 @@ use crate::{record::Failure, upstream::ConnectFailure};
 /// Everything that can keep a request from its upstream's answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PipelineError {
-    /// No such server in this run. The name is as the agent wrote it: print it bounded.
+    /// No such server in this run. The name is [`printable`].
     #[error("MCP server '{name}' not configured. Available servers: {}. Check moat.yaml.{}", servers.len(), listed(servers))]
     NotConfigured { name: String, servers: Vec<ServerName> },
     /// The path is none that leads to a server.
@@ -122,13 +122,7 @@ impl PipelineError {
 
     /// The text of a message: contract's prefix and one sentence.
     fn message(&self) -> String {
-        match self {
-            Self::NotConfigured { name, servers } => {
-                let name = printable(name);
-                format!("MOAT: {}", Self::NotConfigured { name, servers: servers.clone() })
-            }
-            other => format!("MOAT: {other}"),
-        }
+        format!("MOAT: {self}")
     }
 
     /// The JSON-RPC error as an HTTP response.
@@ -165,7 +159,7 @@ fn listed(servers: &[ServerName]) -> String {
 }
 
 /// What somebody else wrote, made fit for a message: printable ASCII, at most 64 characters.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let clean: String =
         text.chars().take(64).map(|c| if c.is_ascii_graphic() && c != '\'' { c } else { '?' }).collect();
     if text.chars().nth(64).is_some() { format!("{clean}...") } else { clean }

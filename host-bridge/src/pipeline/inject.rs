@@ -68,8 +68,11 @@ pub(super) struct Credentials {
     env: Environment,
     stores: Mutex<HashMap<Option<String>, Arc<Store>>>,
     /// The forms of a credential cost more to make than a request costs; a credential seldom changes.
-    forms: Mutex<HashMap<(Option<String>, String), (TokenFor, Arc<Forms>)>>,
+    forms: Mutex<HashMap<OfProfile, Credential>>,
 }
+
+/// A profile's name and a grant's.
+type OfProfile = (Option<String>, String);
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -97,8 +100,7 @@ impl Credentials {
                 text: format!("MCP server '{}': wrong credential", server.name),
             });
         }
-        let forms = self.forms(profile, &token)?;
-        Ok(Some(Credential { token, forms }))
+        Ok(Some(self.with_forms(profile, token)?))
     }
 
     fn store(&self, profile: Option<&Profile>) -> Arc<Store> {
@@ -109,20 +111,21 @@ impl Credentials {
             .clone()
     }
 
-    fn forms(&self, profile: Option<&Profile>, token: &TokenFor) -> Result<Arc<Forms>, PipelineError> {
+    /// With what to look for in the answer, made anew when the credential has changed.
+    fn with_forms(&self, profile: Option<&Profile>, token: TokenFor) -> Result<Credential, PipelineError> {
         let key = (profile.map(|profile| profile.as_str().to_owned()), token.grant().as_str().to_owned());
         let mut cache = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, forms)) = cache.get(&key)
-            && known.token().expose() == token.token().expose()
+        if let Some(known) = cache.get(&key)
+            && known.token.token().expose() == token.token().expose()
         {
-            return Ok(forms.clone());
+            return Ok(Credential { token, forms: known.forms.clone() });
         }
         let forms = Forms::new(token.token(), token.grant().stub().as_str()).map_err(|error| {
             PipelineError::NoCredential { text: format!("MCP server '{}': {error}", token.server()) }
         })?;
-        let forms = Arc::new(forms);
-        cache.insert(key, (token.clone(), forms.clone()));
-        Ok(forms)
+        let credential = Credential { token, forms: Arc::new(forms) };
+        cache.insert(key, credential.clone());
+        Ok(credential)
     }
 }
 

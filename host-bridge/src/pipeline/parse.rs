@@ -47,15 +47,6 @@ pub(super) struct Parsed {
 }
 
 impl Parsed {
-    pub(super) fn placed(&self) -> &Placed {
-        &self.placed
-    }
-    pub(super) fn asked(&self) -> &Asked {
-        &self.asked
-    }
-    pub(super) fn headers(&self) -> &HeaderMap {
-        &self.headers
-    }
     /// Apart: where it goes, with what method and headers, and what it says.
     pub(super) fn into_parts(self) -> (Placed, Method, HeaderMap, RequestBody, Asked) {
         (self.placed, self.method, self.headers, self.body, self.asked)

@@ -14,7 +14,10 @@ use moat_shared::{
     wire::{LEGACY_MESSAGE_SEGMENT, MCP_PREFIX},
 };
 
-use super::{confine, error::PipelineError};
+use super::{
+    confine,
+    error::{PipelineError, printable},
+};
 use crate::{registry::Run, server::Server, upstream::legacy::Handles};
 
 /// A request whose server and URL are known.
@@ -49,7 +52,7 @@ pub(super) fn place(
     let below = uri.path().strip_prefix(MCP_PREFIX).ok_or(PipelineError::NoSuchPath)?;
     let (name, rest) = below.find('/').map_or((below, ""), |slash| below.split_at(slash));
     let unknown = || PipelineError::NotConfigured {
-        name: name.to_owned(),
+        name: printable(name),
         servers: run.servers.iter().map(|server| server.name.clone()).collect(),
     };
     let parsed: ServerName = name.parse().map_err(|_| unknown())?;

@@ -28,12 +28,15 @@ use crate::{
     upstream::Patience,
 };
 
-/// A run with these servers: name, URL, and grant with header.
-pub(super) fn run(servers: &[(&str, &str, Option<(&str, &str)>)]) -> Arc<Run> {
+/// A server: name, URL, and grant with header.
+type Entry<'a> = (&'a str, &'a str, Option<(&'a str, &'a str)>);
+
+/// A run with these servers.
+pub(super) fn run(servers: &[Entry<'_>]) -> Arc<Run> {
     run_named("run_000000000001", servers)
 }
 
-pub(super) fn run_named(id: &str, servers: &[(&str, &str, Option<(&str, &str)>)]) -> Arc<Run> {
+pub(super) fn run_named(id: &str, servers: &[Entry<'_>]) -> Arc<Run> {
     let servers: Vec<serde_json::Value> = servers
         .iter()
         .map(|(name, url, auth)| {

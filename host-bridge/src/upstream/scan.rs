@@ -80,7 +80,9 @@ impl Forms {
 
     /// Where, from `from` on, the start of a form begins that the end of `text` cuts off.
     fn cut_off(&self, text: &[u8], from: usize) -> usize {
-        let from = from.max((text.len() + 1).saturating_sub(self.longest));
+        // No form holds a line break.
+        let line = memchr::memrchr(b'\n', text).map_or(0, |at| at + 1);
+        let from = from.max(line).max((text.len() + 1).saturating_sub(self.longest));
         let starts = |at: usize| {
             let rest = &text[at..];
             self.patterns.iter().any(|pattern| pattern.len() > rest.len() && pattern.starts_with(rest))

@@ -25,7 +25,7 @@ pub(super) enum Decoder {
 #[derive(Debug)]
 pub(super) enum Coding {
     Identity,
-    Known(Decoder),
+    Known(Box<Decoder>),
     Unknown,
 }
 
@@ -38,9 +38,9 @@ pub(super) fn coding(headers: &HeaderMap) -> Coding {
         found = match (found, name.as_slice()) {
             (found, b"identity" | b"") => found,
             (Coding::Identity, b"gzip" | b"x-gzip") => {
-                Coding::Known(Decoder::Gzip(MultiGzDecoder::new(Vec::new())))
+                Coding::Known(Box::new(Decoder::Gzip(MultiGzDecoder::new(Vec::new()))))
             }
-            (Coding::Identity, b"deflate") => Coding::Known(Decoder::DeflateUnknown),
+            (Coding::Identity, b"deflate") => Coding::Known(Box::new(Decoder::DeflateUnknown)),
             // One upon another is as good as unknown.
             _ => return Coding::Unknown,
         };
@@ -130,7 +130,7 @@ mod tests {
     fn decoder(name: &'static str) -> Decoder {
         let headers = HeaderMap::from_iter([(header::CONTENT_ENCODING, name.parse().unwrap())]);
         match coding(&headers) {
-            Coding::Known(decoder) => decoder,
+            Coding::Known(decoder) => *decoder,
             other => panic!("{other:?}"),
         }
     }
