@@ -71,9 +71,10 @@ fn answer(error: &PipelineError) -> (ErrorKind, i32, Failure) {
         E::NotConfigured { .. } | E::NoSuchPath => {
             (ErrorKind::NotConfigured, OwnError::CODE, Failure::NotConfigured)
         }
-        E::Unconfined(_) | E::HeaderTwice(_) | E::RequestLost => {
+        E::Unconfined(_) | E::HeaderTwice(_) => {
             (ErrorKind::BadRequest, OwnError::INVALID, Failure::BadRequest)
         }
+        E::RequestLost => (ErrorKind::BadRequest, OwnError::INVALID, Failure::Cancelled),
         E::Method => (ErrorKind::MethodNotAllowed, OwnError::INVALID, Failure::BadRequest),
         E::Body(fault) if fault.is_size() => (ErrorKind::TooLarge, OwnError::INVALID, Failure::TooLarge),
         E::Body(fault) if fault.is_syntax() => (ErrorKind::BadRequest, OwnError::PARSE, Failure::BadRequest),
@@ -117,7 +118,7 @@ impl PipelineError {
                 | Failure::Denied
                 | Failure::ForeignCredential
                 | Failure::NotConfigured
-        ) && *self != Self::RequestLost
+        )
     }
 
     /// The text of a message: contract's prefix and one sentence.

@@ -74,12 +74,11 @@ pub(super) fn place(
     Ok(Placed { run: run.clone(), index, target })
 }
 
+/// Also with a path parameter, which some servers take off.
 fn names_well_known(rest: &str) -> bool {
     rest.split('/').any(|segment| {
-        percent_encoding::percent_decode_str(segment)
-            .decode_utf8_lossy()
-            .trim_end_matches(';')
-            .eq_ignore_ascii_case(".well-known")
+        let decoded = percent_encoding::percent_decode_str(segment).decode_utf8_lossy();
+        decoded.split(';').next().is_some_and(|name| name.eq_ignore_ascii_case(".well-known"))
     })
 }
 
@@ -116,6 +115,7 @@ mod tests {
     #[test_case("/MCP/notion"; "case of the prefix")]
     #[test_case("/mcp/notion/.well-known/oauth-protected-resource"; "section 6.4")]
     #[test_case("/mcp/notion/%2ewell-known/oauth-protected-resource"; "section 6.4 encoded")]
+    #[test_case("/mcp/notion/.well-known;x/oauth-protected-resource"; "section 6.4 path parameter")]
     #[test_case("/mcp/notion/.message/0123"; "a handle that nobody gave")]
     #[test_case("/mcp/notion/.message"; "no handle")]
     fn nowhere(path: &str) {

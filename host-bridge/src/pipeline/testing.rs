@@ -295,6 +295,22 @@ impl Upstream {
     }
 }
 
+/// Whom to trust, and a server with a certificate for this name.
+pub(super) fn tls(name: &str, alpn: &[&[u8]]) -> (rustls::RootCertStore, rustls::ServerConfig) {
+    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+    let mut config = rustls::ServerConfig::builder_with_provider(moat_shared::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key.into())
+        .unwrap();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    (roots, config)
+}
+
 /// What must happen in good time.
 pub(super) async fn within<T>(future: impl Future<Output = T>) -> T {
     let future: Pin<Box<dyn Future<Output = T> + '_>> = Box::pin(future);

@@ -24,7 +24,7 @@ pub(super) struct Events {
     held: BytesMut,
     /// Of what came.
     boundaries: Boundaries,
-    /// Of what left.
+    /// Where the agent's side stands: between events, but for an event that passes in parts.
     left: Boundaries,
     watch: Option<Watch>,
     endpoint: Option<Endpoint>,
@@ -85,17 +85,18 @@ impl Events {
                 if self.held.len() > EVENT_MAX { self.held.split().freeze() } else { Bytes::new() }
             }
         };
-        let ready = self.rewrite(ready)?;
-        self.left.push(&ready);
-        Ok(ready)
+        if whole.is_some() {
+            self.left = Boundaries::default();
+        } else if !ready.is_empty() {
+            self.left = self.boundaries.clone();
+        }
+        self.rewrite(ready)
     }
 
     /// What is held when the stream ends properly. No client dispatches an event that is cut off, but it is not ours
     /// to drop.
     pub(super) fn finish(&mut self) -> Bytes {
-        let rest = self.held.split().freeze();
-        self.left.push(&rest);
-        rest
+        self.held.split().freeze()
     }
 
     fn rewrite(&mut self, ready: Bytes) -> Result<Bytes, BadEndpoint> {

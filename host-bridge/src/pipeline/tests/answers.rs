@@ -195,22 +195,6 @@ async fn no_proper_head(answer: &'static [u8]) -> (String, Failure) {
     (error_in(response).await.2, rig.next_exchange().await.error.unwrap())
 }
 
-/// A certificate for these names, its authority, and the server's configuration.
-fn tls(name: &str, alpn: &[&[u8]]) -> (rustls::RootCertStore, rustls::ServerConfig) {
-    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certified.cert.der().clone()).unwrap();
-    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-    let mut config = rustls::ServerConfig::builder_with_provider(moat_shared::tls::provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], key.into())
-        .unwrap();
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    (roots, config)
-}
-
 #[test_case(&[b"h2", b"http/1.1"] => http::Version::HTTP_2; "h2")]
 #[test_case(&[b"http/1.1"] => http::Version::HTTP_11; "http 1")]
 #[test_case(&[] => http::Version::HTTP_11; "no alpn")]

@@ -213,3 +213,78 @@ async fn r22_a_legacy_server_works_through_its_handle() {
     drop(stream);
     assert_eq!(rig.send(&upstream.url(), message().unwrap()).await.status(), 404, "gone with its stream");
 }
+
+/// An HTTP/2 upstream whose answers are fed by the test, in the order in which they are asked for.
+async fn fed_h2(count: usize) -> (Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>, Upstream, Rig) {
+    let (roots, config) = tls("127.0.0.1", &[b"h2"]);
+    let (feeds, bodies): (Vec<_>, Vec<_>) = (0..count).map(|_| fed()).unzip();
+    let bodies = std::sync::Mutex::new(bodies);
+    let upstream = Upstream::secure(config, move |got| {
+        assert_eq!(got.head.version, http::Version::HTTP_2);
+        event_stream(bodies.lock().unwrap().remove(0))
+    })
+    .await;
+    (feeds, upstream, Rig::with(roots, crate::upstream::Patience::default()))
+}
+
+#[tokio::test]
+async fn r17_an_http2_upstream_hears_of_it_too() {
+    let (mut feeds, upstream, rig) = fed_h2(1).await;
+    let mut response = rig.send(&upstream.url(), get()).await;
+    let feed = feeds.remove(0);
+    feed.send(Ok("data: x\n\n".into())).await.unwrap();
+    assert_eq!(frame(&mut response).await, "data: x\n\n");
+    drop(response);
+    // The server drops the body when the stream is reset.
+    tokio::time::timeout(Duration::from_millis(100), feed.closed()).await.expect("reset at once");
+}
+
+#[tokio::test]
+async fn t2_a_stalled_reader_of_an_http2_upstream_stalls_no_sibling() {
+    let (feeds, upstream, rig) = fed_h2(2).await;
+    let stalled = rig.send(&upstream.url(), get()).await;
+    let mut sibling = rig.send(&upstream.url(), get()).await;
+    let event = Bytes::from(format!("data: {}\n\n", "x".repeat(64 * 1024)));
+    let feed = |n: usize| tokio::time::timeout(Duration::from_millis(300), feeds[n].send(Ok(event.clone())));
+    while feed(0).await.is_ok() {}
+    for _ in 0..64 {
+        feed(1).await.unwrap().unwrap();
+        let mut length = 0;
+        while length < event.len() {
+            length += frame(&mut sibling).await.len();
+        }
+    }
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_twice() {
+    let (sender, mut requests) = mpsc::channel(8);
+    let upstream = Upstream::raw(move |mut tcp| {
+        let sender = sender.clone();
+        Box::pin(async move {
+            // The first request of a connection is answered, the second is read and never answered.
+            for answer in [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}".as_slice(), b""] {
+                let mut request = Vec::new();
+                while !request.ends_with(CALL.as_bytes()) {
+                    if tcp.read_buf(&mut request).await.unwrap_or_default() == 0 {
+                        return;
+                    }
+                }
+                sender.send(()).await.unwrap();
+                tcp.write_all(answer).await.unwrap();
+            }
+        })
+    })
+    .await;
+    let rig = Rig::new();
+    let first = rig.send(&upstream.url(), post(CALL)).await;
+    assert_eq!(text(first).await.unwrap(), "{}");
+    let second = rig.send(&upstream.url(), post(CALL)).await;
+    assert_eq!(error_in(second).await.2, "upstream_lost");
+    let mut seen = 0;
+    while requests.try_recv().is_ok() {
+        seen += 1;
+    }
+    assert_eq!(seen, 2);
+}
