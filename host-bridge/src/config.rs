@@ -282,10 +282,10 @@ fn name(top: &Fields<'_>, report: &mut Report) -> Option<String> {
 fn grants(top: &Fields<'_>, report: &mut Report) -> Vec<GrantName> {
     let mut grants = Vec::new();
     for (index, text) in top.texts("grants", report).unwrap_or_default().into_iter().enumerate() {
-        if let Some(grant) = server::supported(&text.text, text.line, &format!("grants[{index}]"), report) {
-            if !grants.contains(&grant) {
-                grants.push(grant);
-            }
+        if let Some(grant) = server::supported(&text.text, text.line, &format!("grants[{index}]"), report)
+            && !grants.contains(&grant)
+        {
+            grants.push(grant);
         }
     }
     grants
@@ -320,10 +320,10 @@ fn runtime(top: &Fields<'_>, report: &mut Report) -> Option<RuntimeName> {
 }
 
 fn sandbox(top: &Fields<'_>, report: &mut Report) {
-    if let Some(sandbox) = top.text("sandbox", report) {
-        if !matches!(sandbox.text.as_str(), "" | "none") {
-            let text = format!("invalid sandbox value {:?}: must be empty (default) or 'none'", sandbox.text);
-            report.problem(sandbox.line, "", text);
-        }
+    if let Some(sandbox) = top.text("sandbox", report)
+        && !matches!(sandbox.text.as_str(), "" | "none")
+    {
+        let text = format!("invalid sandbox value {:?}: must be empty (default) or 'none'", sandbox.text);
+        report.problem(sandbox.line, "", text);
     }
 }

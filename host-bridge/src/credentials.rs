@@ -14,6 +14,5 @@ mod sealed;
 mod store;
 
 pub(crate) use grant::{InjectError, TokenFor, token_for};
-pub(crate) use key::KeyError;
 pub(crate) use sealed::Credential;
-pub(crate) use store::{BindError, Listed, ReadError, Saved, Store, WriteError};
+pub(crate) use store::{Listed, ReadError, Store};

@@ -1,4 +1,5 @@
 //! `moat grant` and `moat revoke` as users run them: the real binary, pipes and a real terminal, a throw-away home.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     fs,

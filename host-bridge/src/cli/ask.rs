@@ -1,6 +1,6 @@
 //! Asking people: questions on the terminal, and secrets that are not shown.
 
-use std::io::{self, BufRead, IsTerminal, Read};
+use std::io::{self, BufRead, IsTerminal};
 
 use moat_shared::secret::Secret;
 

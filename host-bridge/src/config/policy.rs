@@ -47,13 +47,10 @@ fn check(node: &Node, server: &str, at: &str, report: &mut Report) -> Result<(),
 fn inline(node: &Node, at: &str, report: &mut Report) -> Result<(), Option<String>> {
     let Some(fields) = Fields::of(node, format!("{at}.policy"), "'policy'", report) else { return Err(None) };
     fields.check_keys(&["deny", "mode"], report);
-    if let Some(mode) = fields.text("mode", report) {
-        if !matches!(mode.text.as_str(), "enforce" | "audit" | "audit_only") {
-            return Err(Some(format!(
-                "invalid policy mode {:?}: must be \"enforce\" or \"audit\"",
-                mode.text
-            )));
-        }
+    if let Some(mode) = fields.text("mode", report)
+        && !matches!(mode.text.as_str(), "enforce" | "audit" | "audit_only")
+    {
+        return Err(Some(format!("invalid policy mode {:?}: must be \"enforce\" or \"audit\"", mode.text)));
     }
     match &fields.raw("deny").filter(|node| !node.is_null()).map(|node| &node.value) {
         None => {}

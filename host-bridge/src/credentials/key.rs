@@ -141,9 +141,9 @@ impl Keys {
 
     /// The key, if there is one.
     pub(super) fn find(&self) -> Result<Option<Key>, KeyError> {
-        match self.from_keychain()? {
+        match self.in_keychain()? {
             Some(key) => Ok(Some(key)),
-            None => self.from_file(),
+            None => self.in_file(),
         }
     }
 
@@ -151,8 +151,8 @@ impl Keys {
     /// are two where a file was made while the keychain was away.
     pub(super) fn existing(&self) -> Result<Vec<Key>, KeyError> {
         let mut keys = Vec::new();
-        keys.extend(self.from_keychain()?);
-        match self.from_file() {
+        keys.extend(self.in_keychain()?);
+        match self.in_file() {
             Ok(key) => keys.extend(key),
             // The keychain's may be the right one.
             Err(_) if !keys.is_empty() => {}
@@ -173,7 +173,7 @@ impl Keys {
         if let Some(keychain) = &self.keychain {
             match keychain.set(&key.to_base64()) {
                 // What the keychain does not give back is not stored.
-                Ok(()) if self.from_keychain()?.is_some_and(|back| back.expose() == key.expose()) => {
+                Ok(()) if self.in_keychain()?.is_some_and(|back| back.expose() == key.expose()) => {
                     return Ok(Found { key, new_file: None });
                 }
                 Ok(()) => return Err(KeyError::Keychain("it did not keep the new key".to_owned())),
@@ -187,7 +187,7 @@ impl Keys {
         Ok(Found { key, new_file })
     }
 
-    fn from_keychain(&self) -> Result<Option<Key>, KeyError> {
+    fn in_keychain(&self) -> Result<Option<Key>, KeyError> {
         let Some(keychain) = &self.keychain else { return Ok(None) };
         match keychain.get() {
             Ok(Some(text)) => Key::from_base64(&text)
@@ -198,7 +198,7 @@ impl Keys {
         }
     }
 
-    fn from_file(&self) -> Result<Option<Key>, KeyError> {
+    fn in_file(&self) -> Result<Option<Key>, KeyError> {
         let failed = |source| KeyError::File { path: self.file.clone(), source };
         let file = match File::open(&self.file) {
             Ok(file) => file,

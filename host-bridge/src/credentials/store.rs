@@ -223,10 +223,11 @@ impl Store {
         let unreadable =
             |source| ReadError::Unreadable { grant: grant.clone(), path: path.to_owned(), source };
         let stamp = Stamp::of(&fs::metadata(path).map_err(unreadable)?);
-        if let Some((at, known, credential)) = self.memory().credentials.get(grant) {
-            if at == path && *known == stamp {
-                return Ok(credential.clone());
-            }
+        if let Some((at, known, credential)) = self.memory().credentials.get(grant)
+            && at == path
+            && *known == stamp
+        {
+            return Ok(credential.clone());
         }
         let file = File::open(path).map_err(unreadable)?;
         // Of the file that is open: the path may lead to another one by now.

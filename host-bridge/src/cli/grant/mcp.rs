@@ -103,7 +103,7 @@ impl Args {
         if let Some(known) = known.filter(|known| known.grant == grant.as_str() && self.url.is_none()) {
             return format!("mcp:\n  - {}", known.name);
         }
-        let url = self.url.as_ref().map(Upstream::as_str).or(known.map(|known| known.url));
+        let url = self.url.as_ref().map(Upstream::as_str).or_else(|| known.map(|known| known.url));
         format!(
             "mcp:\n  - name: {}\n    url: {}\n    auth:\n      grant: {grant}\n      header: Authorization",
             self.server_name,
