@@ -155,10 +155,17 @@ fn every_command_and_flag_is_in_the_reference() {
     for verb in crate::cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
         let heading = format!("### moat {}\n", verb.get_name());
         let (_, section) = text.split_once(&heading).unwrap_or_else(|| panic!("no section {heading:?}"));
-        let section =
-            section.split("\n## ").next().and_then(|s| s.split("\n### ").next()).unwrap_or_default();
-        flags_are_in(verb, section);
+        let own = first_of(section);
+        // An agent's section refers to that of `moat run`.
+        let shared = text.split("### moat run\n").nth(1).filter(|_| own.contains("the flags of `moat run`"));
+        flags_are_in(verb, &format!("{own}{}", shared.map_or("", first_of)));
     }
+}
+
+/// What comes before the next heading.
+fn first_of(text: &str) -> &str {
+    let end = [text.find("\n## "), text.find("\n### ")].into_iter().flatten().min();
+    &text[..end.unwrap_or(text.len())]
 }
 
 fn flags_are_in(verb: &clap::Command, section: &str) {

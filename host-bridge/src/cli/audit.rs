@@ -151,7 +151,7 @@ fn plain(value: &Value) -> String {
         Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=']) => {
             visible(text).into_owned()
         }
-        Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(","),
+        Value::Array(values) if !values.is_empty() => values.iter().map(plain).collect::<Vec<_>>().join(","),
         other => visible(&other.to_string()).into_owned(),
     }
 }
