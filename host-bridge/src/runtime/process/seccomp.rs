@@ -142,4 +142,62 @@ mod tests {
         assert_eq!(forbidden().unwrap()[&libc::SYS_socket].len(), 1);
         assert_eq!(libc::AF_VSOCK, 40);
     }
+
+    /// What a thread under the filters is told; filters are a thread's own, and end with it.
+    fn filtered<T: Send + 'static>(attempt: impl FnOnce() -> T + Send + 'static) -> T {
+        let under_filters = move || {
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            install().unwrap();
+            attempt()
+        };
+        std::thread::spawn(under_filters).join().unwrap()
+    }
+
+    #[test]
+    fn sockets_to_the_machine_s_own_host_are_refused() {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+        let open = |family| {
+            filtered(move || socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map(drop))
+        };
+        assert_eq!(open(AddressFamily::Vsock), Err(nix::Error::EPERM));
+        assert_eq!(open(AddressFamily::Inet), Ok(()));
+        assert_eq!(open(AddressFamily::Unix), Ok(()));
+    }
+
+    #[test]
+    fn no_way_to_make_a_set_id_file() {
+        use nix::{
+            fcntl::{AT_FDCWD, OFlag, open},
+            sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat},
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_path_buf();
+        std::fs::write(path.join("file"), "").unwrap();
+        filtered(move || {
+            for bit in [Mode::S_ISUID, Mode::S_ISGID] {
+                let mode = Mode::S_IRWXU | bit;
+                let chmod = |mode| fchmodat(AT_FDCWD, &path.join("file"), mode, FchmodatFlags::FollowSymlink);
+                assert_eq!(chmod(mode), Err(nix::Error::EPERM));
+                assert_eq!(chmod(Mode::S_IRWXU), Ok(()));
+                for how in [OFlag::O_CREAT, OFlag::O_TMPFILE] {
+                    let place = if how == OFlag::O_CREAT { path.join("new") } else { path.clone() };
+                    let create = |mode| open(&place, how | OFlag::O_RDWR | OFlag::O_CLOEXEC, mode).map(drop);
+                    assert_eq!(create(mode), Err(nix::Error::EPERM));
+                    assert_ne!(create(Mode::S_IRWXU), Err(nix::Error::EPERM));
+                }
+                assert_eq!(mkdirat(AT_FDCWD, &path.join("dir"), mode), Err(nix::Error::EPERM));
+                // Without a file to make, what lies in the mode's place means nothing.
+                assert!(open(&path.join("file"), OFlag::O_RDONLY | OFlag::O_CLOEXEC, mode).is_ok());
+            }
+        });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn another_abi_s_numbers_are_unknown() {
+        let program = foreign_abi();
+        assert_eq!(program[1].k, 0x4000_0000);
+        assert_eq!((program[1].jt, program[1].jf), (0, 1), "at or above the bit: the refusal comes next");
+        assert_eq!(program[2].k & libc::SECCOMP_RET_ACTION_FULL, libc::SECCOMP_RET_ERRNO);
+    }
 }
