@@ -89,7 +89,11 @@ impl Sandbox {
     /// The words that start PID 1 in its namespaces.
     pub(crate) fn words(&self) -> Vec<String> {
         let this = std::env::current_exe().unwrap();
-        let mut words: Vec<String> = vec!["unshare".into()];
+        // A group to leave, where leaving groups is possible.
+        let mut words: Vec<String> = match self.uids {
+            Uids::Three => ["setpriv", "--groups", "4242", "unshare"].map(String::from).to_vec(),
+            Uids::One => vec!["unshare".into()],
+        };
         if self.uids == Uids::One {
             words.extend(["--user", "--map-root-user"].map(String::from));
         }
