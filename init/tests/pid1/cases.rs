@@ -11,7 +11,7 @@ use crate::{
 type Case = fn(Uids);
 
 /// Every case and its name.
-const CASES: [(&str, Case); 17] = [
+const CASES: [(&str, Case); 18] = [
     ("exit_codes_come_through", exit_codes),
     ("the_hook_runs_before_the_agent", hook),
     ("a_failing_hook_stops_the_start", failing_hook),
@@ -20,6 +20,7 @@ const CASES: [(&str, Case); 17] = [
     ("the_agent_has_its_environment", environment),
     ("the_key_is_out_of_reach", key),
     ("nothing_outlives_the_agent", leftovers),
+    ("among_others_only_our_own_are_ended", among_others),
     ("signals_are_forwarded", signals),
     ("sigterm_becomes_sigkill_after_the_grace", grace),
     ("sigterm_twice_is_harder", twice),
@@ -189,6 +190,20 @@ fn leftovers(uids: Uids) {
     let before = std::time::Instant::now();
     assert_eq!(Sandbox::new(uids, script).run().code, 4);
     assert!(before.elapsed() < std::time::Duration::from_secs(10));
+}
+
+fn among_others(uids: Uids) {
+    let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let script =
+        "(setsid nohup sleep 1000 & echo $! > pid); while ! test -s pid; do sleep 0.01; done; exit 4";
+    let sandbox = Sandbox::new(uids, script).among_others();
+    let ended = sandbox.run();
+    assert_eq!(ended.code, 4, "{ended:?}");
+    let pid = std::fs::read_to_string(sandbox.path("work/pid")).unwrap();
+    assert!(!std::path::Path::new("/proc").join(pid.trim()).exists(), "an orphan of the agent is left");
+    assert!(bystander.try_wait().unwrap().is_none(), "somebody else was ended");
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
 }
 
 /// Waits for a signal and tells it.

@@ -26,6 +26,7 @@ pub(crate) struct Sandbox {
     directory: tempfile::TempDir,
     pub(crate) plan: Value,
     uids: Uids,
+    own_pids: bool,
 }
 
 impl Sandbox {
@@ -56,7 +57,13 @@ impl Sandbox {
             "terminal": false,
             "grace_ms": 1000
         });
-        Self { directory, plan, uids }
+        Self { directory, plan, uids, own_pids: true }
+    }
+
+    /// Among the host's processes: our init is then not number 1.
+    pub(crate) fn among_others(mut self) -> Self {
+        self.own_pids = false;
+        self
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -97,7 +104,10 @@ impl Sandbox {
         if self.uids == Uids::One {
             words.extend(["--user", "--map-root-user"].map(String::from));
         }
-        words.extend(["--pid", "--fork", "--mount-proc", "--net", "sh", "-c"].map(String::from));
+        if self.own_pids {
+            words.extend(["--pid", "--fork", "--mount-proc"].map(String::from));
+        }
+        words.extend(["--mount", "--net", "sh", "-c"].map(String::from));
         words.push("ip link set lo up && mount -t tmpfs tmpfs /run && exec \"$@\"".into());
         words.extend(["sh".into(), this.display().to_string(), "init".into()]);
         words.push(self.write_plan().display().to_string());
