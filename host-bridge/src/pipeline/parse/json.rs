@@ -4,10 +4,15 @@
 //! Refused is what two decoders could read differently: bytes that are not UTF-8, a key twice in one object, numbers
 //! outside the grammar or beyond a double, nesting beyond a limit, anything after the value.
 
+mod number;
+mod utf8;
+
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
 use moat_shared::limits;
+
+use self::{number::Number, utf8::Utf8};
 
 /// Why a text is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -110,38 +115,6 @@ enum Text {
     Plain,
     Escape,
     Hex(u8),
-}
-
-/// Where in a number's grammar.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Number {
-    Minus,
-    Zero,
-    Digits,
-    Point,
-    Fraction,
-    E,
-    ESign,
-    Exponent,
-}
-
-impl Number {
-    fn may_end(self) -> bool {
-        matches!(self, Self::Zero | Self::Digits | Self::Fraction | Self::Exponent)
-    }
-
-    fn next(self, byte: u8) -> Option<Self> {
-        Some(match (self, byte) {
-            (Self::Minus, b'0') => Self::Zero,
-            (Self::Minus, b'1'..=b'9') | (Self::Digits, b'0'..=b'9') => Self::Digits,
-            (Self::Zero | Self::Digits, b'.') => Self::Point,
-            (Self::Point | Self::Fraction, b'0'..=b'9') => Self::Fraction,
-            (Self::Zero | Self::Digits | Self::Fraction, b'e' | b'E') => Self::E,
-            (Self::E, b'+' | b'-') => Self::ESign,
-            (Self::E | Self::ESign | Self::Exponent, b'0'..=b'9') => Self::Exponent,
-            _ => return None,
-        })
-    }
 }
 
 #[derive(Debug)]
@@ -404,40 +377,6 @@ impl Reader {
 
     fn after_value(&mut self) {
         self.state = if self.stack.is_empty() { State::Done } else { State::Next };
-    }
-}
-
-/// Follows UTF-8 over chunks.
-#[derive(Debug, Default)]
-struct Utf8 {
-    /// The start of a character whose rest has not come.
-    partial: Vec<u8>,
-}
-
-impl Utf8 {
-    fn push(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
-        while !self.partial.is_empty() {
-            let Some((first, rest)) = bytes.split_first() else { return Ok(()) };
-            self.partial.push(*first);
-            bytes = rest;
-            match std::str::from_utf8(&self.partial) {
-                Ok(_) => self.partial.clear(),
-                Err(error) if error.error_len().is_none() => {}
-                Err(_) => return Err(Fault::Utf8),
-            }
-        }
-        match std::str::from_utf8(bytes) {
-            Ok(_) => Ok(()),
-            Err(error) if error.error_len().is_none() => {
-                self.partial.extend_from_slice(&bytes[error.valid_up_to()..]);
-                Ok(())
-            }
-            Err(_) => Err(Fault::Utf8),
-        }
-    }
-
-    fn finish(&self) -> Result<(), Fault> {
-        if self.partial.is_empty() { Ok(()) } else { Err(Fault::Utf8) }
     }
 }
 
