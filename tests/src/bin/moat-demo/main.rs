@@ -36,6 +36,12 @@ fn run() -> Outcome<ExitCode> {
     if rig::binary("moat").is_err() {
         page::building();
     }
+    let runtime = listen::runtime()?;
+    // From here on an interruption is a way to end, not an end in the middle.
+    let (mut interrupt, mut terminate) = {
+        let _context = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
     let rig = Arc::new(Rig::new()?);
     let (done, ended) = oneshot::channel();
     let told = Arc::clone(&rig);
@@ -45,15 +51,13 @@ fn run() -> Outcome<ExitCode> {
         // Interrupted: nobody waits any more.
         let _nobody_waits = done.send(outcome);
     });
-    let outcome = listen::runtime()?.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+    let outcome = runtime.block_on(async {
         tokio::select! {
-            outcome = ended => Ok(outcome.ok()),
-            _ = interrupt.recv() => Ok(None),
-            _ = terminate.recv() => Ok::<_, std::io::Error>(None),
+            outcome = ended => outcome.ok(),
+            _ = interrupt.recv() => None,
+            _ = terminate.recv() => None,
         }
-    })?;
+    });
     let interrupted = outcome.is_none();
     let left = rig.sweep();
     if !interrupted && teller.join().is_err() {

@@ -150,7 +150,8 @@ fn show_records(rig: &Rig) -> Outcome<String> {
     let trace = rig.run(&["trace", "--network"])?.expect_code(0)?.out;
     let audit = rig.run(&["audit"])?.expect_code(0)?.out;
     page::heading("moat trace --network");
-    excerpt(&trace, 5);
+    let ended: Vec<&str> = trace.lines().filter(|line| !line.ends_with("(streaming)")).collect();
+    excerpt(&ended, 4);
     page::heading("moat audit");
     let kinds = ["run.registered", "credential.injected", "request.denied", "run.unregistered"];
     for kind in kinds {
@@ -164,8 +165,7 @@ fn show_records(rig: &Rig) -> Outcome<String> {
     Ok(audit)
 }
 
-fn excerpt(text: &str, most: usize) {
-    let lines: Vec<&str> = text.lines().collect();
+fn excerpt(lines: &[&str], most: usize) {
     for line in lines.iter().take(most) {
         page::line(line);
     }
