@@ -173,15 +173,21 @@ fn moat_s_own_directory_and_sockets_are_out_of_sight() {
     fs::write(&secret, "s3cr3t").unwrap();
     let socket = visible_place().join(format!("s{}.sock", std::process::id()));
     let listener = UnixListener::bind(&socket).unwrap();
-    let (said, _) = rig.sh(&format!(
-        "cat {} 2>/dev/null; ls -A {}; test -S {} && echo socket",
+    let script = format!(
+        "cat {} 2>/dev/null; ls -A {}; test -S {} && echo socket; stat -c %a {} {}",
         secret.display(),
         rig.home().display(),
         socket.display(),
-    ));
+        rig.home().display(),
+        rig.workspace().display(),
+    );
+    fs::set_permissions(rig.workspace(), fs::Permissions::from_mode(0o750)).unwrap();
+    // Not below the user's home, which would hide it by itself. Its mode tells that another directory lies over it,
+    // where the real one's would keep the agent out too; what lies beside it is seen.
+    let output = rig.moat(&["run", "--", "sh", "-c", &script]).env("HOME", "/nonexistent").output().unwrap();
     drop(listener);
     fs::remove_file(&socket).unwrap();
-    assert_eq!(said, "");
+    assert_eq!(text(&output.stdout), "555\n750", "{output:?}");
 }
 
 #[test]
