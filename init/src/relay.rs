@@ -5,8 +5,9 @@
 //!                      0: what it is told   1: /dev/null   2: pipe to PID 1   3: listener   4: readiness
 //! ```
 //!
-//! Restarted while an agent of the same uid runs, it comes from a [`closed_image`]. PID 1 keeps the listener: while a relay that died is replaced, connections wait in its queue, and nobody else can
-//! take the port. What the relay writes to stderr goes to PID 1's own until the agent runs, then to [`LOG`].
+//! PID 1 keeps the listener: while a relay that died is replaced, connections wait in its queue, and nobody else can
+//! take the port. Where relay and agent share a uid, the new one comes from an image that cannot be read. What the
+//! relay writes to stderr goes to PID 1's own until the agent runs, then to [`LOG`].
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},

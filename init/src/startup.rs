@@ -20,6 +20,9 @@ use crate::sys;
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
+    /// This process cannot be closed to others, so it must not hold a key.
+    #[error("cannot close this process to others")]
+    Process(#[source] io::Error),
     /// It cannot be opened or read.
     #[error("cannot read the plan")]
     Read(#[source] io::Error),
@@ -61,6 +64,7 @@ pub enum StartupError {
 /// # Errors
 /// When it cannot be read or is not a plan.
 pub fn from_fd(fd: RawFd) -> Result<Startup, StartupError> {
+    sys::harden_process().map_err(StartupError::Process)?;
     let mut file = File::from(sys::take_fd(fd).map_err(StartupError::Read)?);
     parse(&read(&mut file)?)
 }
@@ -70,6 +74,7 @@ pub fn from_fd(fd: RawFd) -> Result<Startup, StartupError> {
 /// # Errors
 /// When the file is not safe, cannot be read or removed, or is not a plan.
 pub fn from_file(path: &Path) -> Result<Startup, StartupError> {
+    sys::harden_process().map_err(StartupError::Process)?;
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
