@@ -48,13 +48,6 @@ pub(crate) struct Run {
     pub(crate) registered: jiff::Timestamp,
 }
 
-impl Run {
-    /// The server of this name.
-    pub(crate) fn server(&self, name: &ServerName) -> Option<&Server> {
-        self.servers.iter().find(|server| server.name == *name)
-    }
-}
-
 /// Why the registry says no.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegistryError {

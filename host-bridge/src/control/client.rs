@@ -120,11 +120,6 @@ impl Client {
         ask_nothing(&self.socket, Method::POST, &format!("/v1/runs/{run}/stop")).await
     }
 
-    /// The bridge's state.
-    pub(crate) async fn status(&self) -> Result<Status, ClientError> {
-        ask(&self.socket, Method::GET, "/v1/status", None::<&()>).await
-    }
-
     /// Asks the bridge to drain and leave. Runs stay registered.
     pub(crate) async fn shutdown(&self) -> Result<(), ClientError> {
         ask_nothing(&self.socket, Method::POST, "/v1/shutdown").await

@@ -1,4 +1,5 @@
 //! The bridge as users have it: the real binary, its files, its sockets.
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the right end of a surprise")]
 
 mod support;
 
