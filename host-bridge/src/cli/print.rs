@@ -10,10 +10,10 @@ use crate::env::Environment;
 pub(crate) fn out(text: &str) {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    if let Err(error) = written {
-        if error.kind() != io::ErrorKind::BrokenPipe {
-            note(&format!("Error: writing to stdout: {error}"));
-        }
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        note(&format!("Error: writing to stdout: {error}"));
     }
 }
 

@@ -58,7 +58,9 @@ fn not_running(home: &Home, report: &mut Report) {
     let live =
         select::all(home).map_or(0, |listing| listing.runs.iter().filter(|r| r.state().is_live()).count());
     match live {
-        0 => drop(report.ok(HERE, "not running; it starts by itself with the first run")),
+        0 => {
+            report.ok(HERE, "not running; it starts by itself with the first run");
+        }
         n => {
             drop(report.problem(HERE, format!("not running, but there are runs that need it ({n})")).remedy(
                 format!("To fix:\n  moat proxy start\nIf it ends again, see {}", home.daemon_log().display()),
@@ -82,23 +84,23 @@ fn running<'a>(status: &Status, now: Timestamp, report: &'a mut Report) -> &'a m
 fn tunnel(run: &RunStatus, now: Timestamp, report: &mut Report) {
     let name = format!("{} ({})", run.name, run.run);
     match &run.tunnel {
-        Some(tunnel) => drop(
+        Some(tunnel) => {
             report
                 .ok(Section::Tunnel, format!("{name}: open since {}", when::age(tunnel.since, now)))
-                .detail(format!("sidecar {} over {}", tunnel.sidecar, tunnel.transport)),
-        ),
+                .detail(format!("sidecar {} over {}", tunnel.sidecar, tunnel.transport));
+        }
         // A run that was registered just now is still on its way.
         None if now.as_second() - run.registered.as_second() < 30 => {
             report.ok(Section::Tunnel, format!("{name}: not open yet"));
         }
-        None => drop(
+        None => {
             report
                 .problem(Section::Tunnel, format!("{name}: no tunnel since the bridge or the run started"))
                 .remedy(format!(
                     "See what the run says:\n  moat logs {}\nor end it:\n  moat stop {}",
                     run.run, run.run
-                )),
-        ),
+                ));
+        }
     }
 }
 

@@ -26,7 +26,9 @@ pub(super) fn look(home: &Home, store: &Store, report: &mut Report) {
         twice(store, &grant, report);
         match store.read(&grant) {
             Ok(_) => readable.push(credential.name),
-            Err(error) => drop(report.error(HERE, &error)),
+            Err(error) => {
+                report.error(HERE, &error);
+            }
         }
     }
     let key = home.key_file();
@@ -36,9 +38,15 @@ pub(super) fn look(home: &Home, store: &Store, report: &mut Report) {
     };
     match readable.len() {
         0 if report.0.iter().any(|finding| finding.section == HERE) => {}
-        0 => drop(report.ok(HERE, "none stored").detail("store one with: moat grant mcp <server>")),
-        1 => drop(report.ok(HERE, "1 can be read").detail(readable.join(", ")).detail(place)),
-        n => drop(report.ok(HERE, format!("{n} can be read")).detail(readable.join(", ")).detail(place)),
+        0 => {
+            report.ok(HERE, "none stored").detail("store one with: moat grant mcp <server>");
+        }
+        1 => {
+            report.ok(HERE, "1 can be read").detail(readable.join(", ")).detail(place);
+        }
+        n => {
+            report.ok(HERE, format!("{n} can be read")).detail(readable.join(", ")).detail(place);
+        }
     }
 }
 

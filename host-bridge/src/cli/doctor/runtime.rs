@@ -32,7 +32,7 @@ pub(super) fn look(sysctls: &Path, is_root: bool, report: &mut Report) {
         fs::read_to_string(sysctls.join(file)).is_ok_and(|text| text.trim() == *value)
     });
     match off {
-        Some((file, value, remedy)) => drop(
+        Some((file, value, remedy)) => {
             report
                 .problem(
                     HERE,
@@ -41,9 +41,11 @@ pub(super) fn look(sysctls: &Path, is_root: bool, report: &mut Report) {
                         file.replace('/', ".")
                     ),
                 )
-                .remedy(format!("To fix:\n  {remedy}")),
-        ),
-        None => drop(report.ok(HERE, "process: user namespaces are allowed")),
+                .remedy(format!("To fix:\n  {remedy}"));
+        }
+        None => {
+            report.ok(HERE, "process: user namespaces are allowed");
+        }
     }
 }
 

@@ -84,7 +84,9 @@ pub(super) fn last_errors(servers: &[Server], status: &Status, report: &mut Repo
 fn one(server: &Server, store: &Store, report: &mut Report) {
     let name = &server.name;
     match token_for(store, server) {
-        Ok(None) => drop(report.ok(HERE, format!("{name}: needs no credential"))),
+        Ok(None) => {
+            report.ok(HERE, format!("{name}: needs no credential"));
+        }
         Ok(Some(token)) => {
             drop(report.ok(
                 HERE,
