@@ -62,9 +62,9 @@ fn not_running(home: &Home, report: &mut Report) {
             report.ok(HERE, "not running; it starts by itself with the first run");
         }
         n => {
-            drop(report.problem(HERE, format!("not running, but there are runs that need it ({n})")).remedy(
+            report.problem(HERE, format!("not running, but there are runs that need it ({n})")).remedy(
                 format!("To fix:\n  moat proxy start\nIf it ends again, see {}", home.daemon_log().display()),
-            ))
+            );
         }
     }
 }

@@ -88,10 +88,10 @@ fn one(server: &Server, store: &Store, report: &mut Report) {
             report.ok(HERE, format!("{name}: needs no credential"));
         }
         Ok(Some(token)) => {
-            drop(report.ok(
+            report.ok(
                 HERE,
                 format!("{name}: grant '{}' is there, and bound to {}", token.grant(), token.host()),
-            ))
+            );
         }
         Err(error) => {
             let finding = report.error(HERE, &error);
