@@ -104,10 +104,13 @@ fn a_redirect_never_carries_it() -> Outcome {
 fn a_reflection_is_scrubbed() -> Outcome {
     let stage = Stage::new()?;
     let inside = stage.rig.console()?;
-    for form in ["plain", "json", "base64", "percent", "split", "events", "header"] {
+    for form in ["plain", "json", "base64", "percent", "split", "events", "header", "gzip"] {
         let answer = inside.answer(&fault(&format!("echo/{form}?header={FAULTS_HEADER}")))?;
         ensure(answer.status == 200 && answer.clean, || format!("{form}: {answer:?}"))?;
         stage.clean(form, &answer)?;
+        ensure(answer.value("content-encoding").is_none(), || {
+            format!("{form}: came compressed: {answer:?}")
+        })?;
         let replaced = match form {
             "header" => answer.value("x-you-sent") == Some(FAULTS_STUB),
             "base64" => answer.body.contains("you sent"),

@@ -10,10 +10,11 @@
 //! | `/redirect?to=<url>` | 307 |
 //! | `/ticks?n=5&ms=300` | so many events, so far apart, then the response |
 //! | `/resume` | a priming event with an id, then the connection breaks; with `Last-Event-ID` the response |
-//! | `/echo/<form>?header=<name>` | reflects the header: `plain`, `json`, `base64`, `percent`, `split`, `events`, `header` |
+//! | `/echo/<form>?header=<name>` | reflects the header: `plain`, `json`, `base64`, `percent`, `split`, `events`, `header`, `gzip` |
 //! | `/big?bytes=<n>`, `/sink` | a body of so many bytes; counts the request's |
 
 use std::{
+    io::Write,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -22,12 +23,13 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use futures_util::Stream;
 use http::{
     HeaderValue, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE},
 };
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -239,6 +241,20 @@ impl Fault {
         })
     }
 
+    /// A compressed answer to a client that asked for none.
+    fn compressed(&self, secret: &str) -> Answer {
+        let message = self.response(&json!({"text": format!("you sent {secret}, thank you")})).to_string();
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        let Ok(bytes) = encoder.write_all(message.as_bytes()).and_then(|()| encoder.finish()) else {
+            return plain(StatusCode::INTERNAL_SERVER_ERROR, "not compressed");
+        };
+        let mut answer =
+            Response::new(Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync());
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        answer
+    }
+
     /// Reflects the credential in one of the forms of mcp-relay R7's other side.
     fn echo(&self, form: &str) -> Answer {
         let secret = self.credential();
@@ -249,6 +265,7 @@ impl Fault {
             "json" => wrapped(&secret),
             "base64" => wrapped(&STANDARD.encode(format!("user:{secret}:x"))),
             "percent" => wrapped(&needles::percent(&secret)),
+            "gzip" => self.compressed(&secret),
             "header" => {
                 let mut answer = document(&self.response(&json!({})));
                 if let Ok(value) = HeaderValue::from_str(&secret) {
