@@ -79,7 +79,9 @@ fn build_moat() -> Outcome<PathBuf> {
     let directory = binaries().ok_or_else(|| Trouble::new("where is this binary?"))?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "--locked", "--package", "moat-host-bridge", "--bin", "moat"]);
+    // Both packages, so that the features are those of the build that made this binary.
+    build.args(["build", "--quiet", "--locked", "--package", "moat-tests", "--package", "moat-host-bridge"]);
+    build.args(["--bin", "moat", "--bin", "moat-fixture-client"]);
     if directory.ends_with("release") {
         build.arg("--release");
     }
