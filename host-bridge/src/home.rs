@@ -29,6 +29,7 @@ impl Home {
     }
 
     /// A given directory.
+    #[cfg(test)]
     pub(crate) fn at(root: impl Into<PathBuf>) -> Self {
         Self(root.into())
     }
