@@ -13,19 +13,24 @@ use std::{
     io::Write,
     os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, ExitCode, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use test_case::test_case;
+use libtest_mimic::{Arguments, Failed, Trial};
 
 const MOAT: &str = env!("CARGO_BIN_EXE_moat");
+
+/// An ordinary user that every machine has.
+const NOBODY: u32 = 65534;
 
 /// A home and a workspace of the test's own. The bridge that was started for it is ended with it.
 struct Rig {
     dir: tempfile::TempDir,
     /// Start moat as this user.
     user: Option<u32>,
+    /// The binary, where that user gets at it.
+    moat: PathBuf,
 }
 
 /// Below the root, not in /tmp, which the sandbox does not see at all: what is hidden must be hidden by name.
@@ -42,12 +47,16 @@ impl Rig {
         };
         fs::create_dir(dir.path().join("workspace")).unwrap();
         fs::create_dir(dir.path().join("home")).unwrap();
+        let mut moat = PathBuf::from(MOAT);
         if let Some(user) = user {
+            // The build may lie where only its owner gets in.
+            moat = dir.path().join("moat");
+            fs::copy(MOAT, &moat).unwrap();
             for path in [dir.path(), &dir.path().join("workspace"), &dir.path().join("home")] {
                 std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
             }
         }
-        Self { dir, user }
+        Self { dir, user, moat }
     }
 
     fn home(&self) -> PathBuf {
@@ -60,7 +69,7 @@ impl Rig {
 
     fn moat(&self, arguments: &[&str]) -> Command {
         let mut command = match self.user {
-            None => Command::new(MOAT),
+            None => Command::new(&self.moat),
             Some(user) => {
                 let mut command = Command::new("setpriv");
                 command.args([
@@ -68,8 +77,8 @@ impl Rig {
                     &format!("--regid={user}"),
                     "--clear-groups",
                     "--",
-                    MOAT,
                 ]);
+                command.arg(&self.moat);
                 command
             }
         };
@@ -107,29 +116,66 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// May this test start sandboxes as this user? Says so if not.
-fn possible(user: Option<u32>) -> bool {
-    let reason = match user {
-        Some(_) if !is_root() => "only root can start moat as another user",
-        Some(_) if !others_may_execute(Path::new(MOAT)) => "the binary lies where no other user gets at it",
-        _ => return true,
+/// Why no sandbox can be started here, if so.
+fn no_sandbox() -> Option<&'static str> {
+    let namespaces = Command::new("unshare").args(["-Urn", "true"]).stderr(Stdio::null()).status();
+    let made = namespaces.is_ok_and(|status| status.success());
+    (!made).then_some("namespaces (root, or unprivileged user namespaces)")
+}
+
+/// Why no sandbox can be started here as another user, if so.
+fn no_other_user() -> Option<&'static str> {
+    if is_root() { no_sandbox() } else { Some("root, to be an ordinary user for a moment") }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = vec![
+        trial("what_is_in_reach::as_who_runs_the_tests", no_sandbox(), || what_is_in_reach(None)),
+        trial("what_is_in_reach::as_an_ordinary_user", no_other_user(), || what_is_in_reach(Some(NOBODY))),
+        trial(
+            "moat_s_own_directory_and_sockets_are_out_of_sight",
+            no_sandbox(),
+            moat_s_own_directory_and_sockets_are_out_of_sight,
+        ),
+        trial(
+            "moat_s_own_directory_is_out_of_sight_below_the_workspace_too",
+            no_sandbox(),
+            moat_s_own_directory_is_out_of_sight_below_the_workspace_too,
+        ),
+        trial("mounts_are_what_they_say", no_sandbox(), mounts_are_what_they_say),
+        trial("bytes_and_codes_pass", no_sandbox(), bytes_and_codes_pass),
+        trial(
+            "nothing_is_left_when_the_command_is_killed",
+            no_sandbox(),
+            nothing_is_left_when_the_command_is_killed,
+        ),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// One test. Without what it needs it is skipped, by one line and by the count; where everything has to be there
+/// (`MOAT_TESTS_REQUIRE=all`) it fails.
+fn trial(name: &str, missing: Option<&'static str>, test: fn()) -> Trial {
+    let run = move || {
+        test();
+        Ok(())
     };
-    println!("skipped: {reason}");
-    false
-}
-
-fn others_may_execute(path: &Path) -> bool {
-    path.ancestors().all(|part| fs::metadata(part).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0))
-}
-
-const NOBODY: u32 = 65534;
-
-#[test_case(None; "as who runs the tests")]
-#[test_case(Some(NOBODY); "as an ordinary user")]
-fn what_is_in_reach(user: Option<u32>) {
-    if !possible(user) {
-        return;
+    match missing {
+        None => Trial::test(name, run),
+        Some(part) if required() => Trial::test(name, move || Err(Failed::from(format!("needs {part}")))),
+        Some(part) => {
+            println!("skipped: {name}: needs {part}");
+            Trial::test(name, run).with_ignored_flag(true)
+        }
     }
+}
+
+fn required() -> bool {
+    std::env::vars_os().any(|(name, value)| name == "MOAT_TESTS_REQUIRE" && value == "all")
+}
+
+fn what_is_in_reach(user: Option<u32>) {
     let rig = Rig::new(user);
     let table: [(&str, &str); 20] = [
         ("id -u", "1000"),
@@ -170,7 +216,6 @@ fn what_is_in_reach(user: Option<u32>) {
     );
 }
 
-#[test]
 fn moat_s_own_directory_and_sockets_are_out_of_sight() {
     let rig = Rig::new(None);
     let secret = rig.home().join("secret");
@@ -194,7 +239,6 @@ fn moat_s_own_directory_and_sockets_are_out_of_sight() {
     assert_eq!(text(&output.stdout), "555\n750", "{output:?}");
 }
 
-#[test]
 fn moat_s_own_directory_is_out_of_sight_below_the_workspace_too() {
     let rig = Rig::new(None);
     let home = rig.workspace().join(".moat");
@@ -206,7 +250,6 @@ fn moat_s_own_directory_is_out_of_sight_below_the_workspace_too() {
     assert_eq!(text(&output.stdout), "read-only", "{output:?}");
 }
 
-#[test]
 fn mounts_are_what_they_say() {
     let rig = Rig::new(None);
     let data = rig.dir.path().join("data");
@@ -224,7 +267,6 @@ fn mounts_are_what_they_say() {
     }
 }
 
-#[test]
 fn bytes_and_codes_pass() {
     let rig = Rig::new(None);
     let mut child = rig
@@ -242,7 +284,6 @@ fn bytes_and_codes_pass() {
     assert!(text(&output.stderr).lines().any(|line| line == "error"));
 }
 
-#[test]
 fn nothing_is_left_when_the_command_is_killed() {
     let rig = Rig::new(None);
     let marker = format!("{}", 100_000 + std::process::id());
