@@ -27,22 +27,34 @@ pub type Outgoing = Either<Upload, Full<Bytes>>;
 
 /// What is known of a request's body so far.
 #[derive(Debug, Clone, Default)]
-pub struct Noted(Arc<Mutex<Scanner>>);
+pub struct Noted(Arc<Mutex<Notes>>);
+
+#[derive(Debug, Default)]
+struct Notes {
+    scanner: Scanner,
+    broken: bool,
+}
 
 impl Noted {
     /// The request's id.
     #[must_use]
     pub fn id(&self) -> Option<RawId> {
-        self.scanner().id().cloned()
+        self.notes().scanner.id().cloned()
     }
 
     /// Is this the request's method?
     #[must_use]
     pub fn method_is(&self, method: &str) -> bool {
-        self.scanner().method() == Some(method)
+        self.notes().scanner.method() == Some(method)
     }
 
-    fn scanner(&self) -> MutexGuard<'_, Scanner> {
+    /// Was the body cut or malformed? Then it is the agent who broke the request, whatever became of its stream.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.notes().broken
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -101,11 +113,14 @@ impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
                     if let Ok(data) = frame.into_data()
                         && !data.is_empty()
                     {
-                        self.noted.scanner().push(&data);
+                        self.noted.notes().scanner.push(&data);
                         return Poll::Ready(Some(Ok(data)));
                     }
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Err(error)) => {
+                    self.noted.notes().broken = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
                 None => self.ended = true,
             }
         }

@@ -5,7 +5,7 @@
 //!      │ yes
 //!      ▼
 //!    send ──never left──► wait again
-//!      ├──── broke ──► 502, never sent twice (T4)
+//!      ├──── broke ──► 502, never sent twice (T4); 400 when it was the agent's own body that broke
 //!      ▼
 //!   response ──► headers at once, body through a pump
 //! ```
@@ -22,7 +22,7 @@ use super::{
     answer::Answer,
     headers,
     local::Refused,
-    lost::{Asked, EventStream, LOST},
+    lost::{Asked, EventStream, Loss},
     pump::Pump,
     queue::queue,
 };
@@ -62,6 +62,7 @@ fn tunnel_uri(uri: &Uri) -> Option<Uri> {
 
 async fn send(context: &Context, mut request: Request<Upload>) -> Result<Response<Incoming>, Refused> {
     let deadline = Instant::now() + context.timing.tunnel_wait;
+    let noted = request.body().noted();
     let mut seen = None;
     loop {
         let Opened { generation, mut sender, .. } = wait(context, seen, deadline, request.body_mut()).await?;
@@ -72,7 +73,7 @@ async fn send(context: &Context, mut request: Request<Upload>) -> Result<Respons
         // Only a request that never left is handed back: it may go into the next tunnel.
         let (head, body) = match failed.take_message().map(Request::into_parts) {
             Some((head, Either::Left(upload))) => (head, upload),
-            Some((_, Either::Right(_))) | None => return Err(Refused::new(ErrorKind::TunnelLost, LOST)),
+            Some((_, Either::Right(_))) | None => return Err(Loss::of(&noted).into()),
         };
         request = Request::from_parts(head, body);
         seen = Some(generation);
@@ -94,9 +95,7 @@ async fn wait(
         outcome = &mut opened => outcome,
         read = upload.read_ahead() => match read {
             Ok(()) => opened.await,
-            Err(_cut) => {
-                return Err(Refused::new(ErrorKind::BadRequest, "moat: the request's body is cut or malformed"));
-            }
+            Err(_broken) => return Err(Loss::of(&upload.noted()).into()),
         },
     };
     if outcome.is_err() {

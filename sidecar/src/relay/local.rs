@@ -12,7 +12,7 @@ use moat_shared::{
     wire::ErrorKind,
 };
 
-use super::answer::Answer;
+use super::{answer::Answer, lost::Loss};
 use crate::uplink::link::{Link, Tunnel};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -50,6 +50,12 @@ impl Refused {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, GET, DELETE"));
         }
         response
+    }
+}
+
+impl From<Loss> for Refused {
+    fn from(loss: Loss) -> Self {
+        Self::new(loss.kind, loss.message)
     }
 }
 

@@ -14,8 +14,29 @@ use crate::body::Noted;
 const LISTEN: &str = "subscriptions/listen";
 
 /// What is told to whoever waits for the answer.
-pub(crate) const LOST: &str = "moat: the tunnel to the bridge broke while this request was in flight. It is not sent \
+const LOST: &str = "moat: the tunnel to the bridge broke while this request was in flight. It is not sent \
                                again, because it may have been carried out: check before you repeat it";
+
+/// What is told to an agent that broke its own request.
+const BROKEN: &str = "moat: the request's body is cut or malformed, so it was not carried through";
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Loss {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: &'static str,
+}
+
+impl Loss {
+    /// Whose fault it was: a request whose body breaks resets its stream as well.
+    pub(crate) fn of(noted: &Noted) -> Self {
+        if noted.is_broken() {
+            Self { kind: ErrorKind::BadRequest, message: BROKEN }
+        } else {
+            Self { kind: ErrorKind::TunnelLost, message: LOST }
+        }
+    }
+}
 
 /// What is known of the request whose response passes.
 #[derive(Debug, Clone)]
@@ -49,11 +70,12 @@ impl EventStream {
             return None;
         }
         let id = asked.noted.id()?;
+        let Loss { kind, message } = Loss::of(&asked.noted);
         let error = OwnError {
             id: Some(&id),
-            kind: ErrorKind::TunnelLost,
+            kind,
             server: Some(asked.server.as_str()),
-            message: LOST,
+            message,
             code: OwnError::CODE,
         };
         Some([self.boundaries.closing(), error.event().as_bytes()].concat().into())

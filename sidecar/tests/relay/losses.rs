@@ -75,6 +75,56 @@ async fn a_request_in_flight_is_answered_and_never_sent_twice() {
     assert!(rig.bridge.is_untouched(), "something was sent twice");
 }
 
+#[test_case("Content-Length: 52\r\nTransfer-Encoding: chunked", CALL => "null"; "length and chunks")]
+#[test_case("Transfer-Encoding: chunked", "5\r\n{\"id\"\r\n2\r\n:7\r\n1\r\n,\r\nmoat\r\n" => "7"; "a bad size after good chunks")]
+#[test_case("Transfer-Encoding: chunked", "-1\r\n\r\n" => "null"; "a negative size")]
+#[test_case("Content-Length: 99", CALL => "\"x-1\""; "an early end")]
+#[tokio::test]
+async fn a_body_that_breaks_is_the_agents_own_fault(framing: &str, body: &str) -> String {
+    use tokio::io::AsyncWriteExt;
+    let mut rig = Rig::open().await;
+    let mut agent = rig.agent().await;
+    let port = rig.relay.port;
+    agent
+        .write(format!("POST /mcp/notion HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{framing}\r\n\r\n{body}"))
+        .await;
+    agent.stream.shutdown().await.unwrap();
+    let error = error_of(&mut agent, 400, "bad_request").await;
+    // Nobody else suffers.
+    let mut other = rig.ask("POST", "/mcp/linear", CALL).await;
+    loop {
+        let call = rig.bridge.call().await;
+        if call.head.uri.path() == "/mcp/linear" {
+            call.reply(202, &[], "");
+            break;
+        }
+    }
+    assert_eq!(other.head().await.status, 202);
+    assert_eq!(*rig.bridge.greeted.lock().unwrap(), 1);
+    error["id"].to_string()
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_under_its_answer_is_told_as_what_it_is() {
+    let mut rig = Rig::open().await;
+    let mut agent = rig.agent().await;
+    let port = rig.relay.port;
+    agent
+        .write(format!(
+            "POST /mcp/notion HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{CALL}\r\n",
+            CALL.len()
+        ))
+        .await;
+    let feed = rig.bridge.call().await.stream("text/event-stream");
+    agent.head().await;
+    feed.send("data: a\n\n").await;
+    assert_eq!(agent.chunk().await, "data: a\n\n");
+    agent.write("no size\r\n").await;
+    let rest = agent.until_end_of_response().await.unwrap();
+    assert!(rest.contains("bad_request") && rest.contains("x-1") && !rest.contains("tunnel"), "{rest}");
+    feed.reset().await;
+}
+
 /// Serves one call; true when the relay's short patience ended before the tunnel was back.
 async fn error_or_call(rig: &mut Rig, agent: &mut Agent) -> bool {
     tokio::select! {
