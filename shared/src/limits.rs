@@ -16,6 +16,9 @@ pub const JSON_DEPTH: usize = 128;
 pub const STREAMS_PER_RUN: u32 = 4096;
 /// How long an agent may take to send its request's head (slow headers).
 pub const REQUEST_HEAD: Duration = Duration::from_secs(10);
+/// How long an agent's connection may be idle between requests. Pools keep theirs for up to 90 s or so and must be the
+/// ones to close, since a POST that meets our close is lost.
+pub const AGENT_IDLE: Duration = Duration::from_secs(5 * 60);
 /// TLS, HTTP/2 preface and hello of a new tunnel together.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a request waits for a tunnel that is down (T4).

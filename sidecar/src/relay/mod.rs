@@ -15,6 +15,7 @@ mod guard;
 mod headers;
 mod local;
 mod lost;
+mod patience;
 mod pump;
 mod queue;
 mod respond;
@@ -47,8 +48,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long the relay is patient; the defaults are those of [`limits`].
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// For a request's head.
+    /// For a request's head, from its first byte.
     pub request_head: Duration,
+    /// For an HTTP/1.1 connection on which nothing is asked.
+    pub idle: Duration,
     /// For the body of a request that is refused anyway.
     pub refused_body: Duration,
     /// For a tunnel that is down.
@@ -63,6 +66,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             request_head: limits::REQUEST_HEAD,
+            idle: limits::AGENT_IDLE,
             refused_body: Duration::from_secs(1),
             tunnel_wait: limits::TUNNEL_WAIT,
             keep_alive: limits::KEEP_ALIVE,

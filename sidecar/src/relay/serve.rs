@@ -24,7 +24,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use moat_shared::{limits, rt::drain::Drain};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
-use super::{Context, answer::Answer, respond::respond, rewind::Rewind};
+use super::{
+    Context,
+    answer::Answer,
+    patience::{Hurried, Progress},
+    respond::respond,
+    rewind::Rewind,
+};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// hyper's own bound on a head lies above ours, so that what is a little too large gets an answer in JSON-RPC.
@@ -66,16 +72,22 @@ async fn first_bytes(mut stream: TcpStream) -> io::Result<(bool, Rewind)> {
 }
 
 async fn serve_http1(context: Arc<Context>, stream: Rewind, mut drain: Drain, outer: bool) {
+    let progress = Progress::default();
+    let stream = Hurried::new(stream, context.timing.request_head, progress.clone());
     let service = {
         let (context, drain) = (Arc::clone(&context), drain.clone());
         service_fn(move |request| {
             let (context, drain) = (Arc::clone(&context), drain.clone());
-            async move { Ok::<_, Infallible>(http1_answer(context, request, drain, outer).await) }
+            let in_flight = progress.asked();
+            async move {
+                let answer = http1_answer(context, request, drain, outer).await;
+                Ok::<_, Infallible>(answer.map(|body| in_flight.with(body)))
+            }
         })
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(context.timing.request_head)
+        .header_read_timeout(context.timing.idle)
         .max_buf_size(HEAD)
         .max_headers(2 * limits::HEADER_COUNT)
         .serve_connection(TokioIo::new(stream), service)
@@ -108,8 +120,10 @@ async fn http1_answer(
         let context = Arc::clone(&context);
         async move {
             // An agent that went away meanwhile leaves nothing to serve.
-            if let Ok(Ok(parts)) = upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<Rewind>>()) {
-                let stream = parts.io.into_inner().before(parts.read_buf);
+            if let Ok(Ok(parts)) =
+                upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<Hurried<Rewind>>>())
+            {
+                let stream = parts.io.into_inner().into_inner().before(parts.read_buf);
                 inside(context, stream, drain).await;
             }
         }

@@ -1,11 +1,14 @@
 //! Who gets in, and where to: request forms, Host and Origin, own answers, limits, slow heads.
 
+use std::time::{Duration, Instant};
+
+use moat_sidecar::relay::Timing;
 use test_case::test_case;
-use tokio::io::AsyncReadExt;
+use tokio::{io::AsyncReadExt, time::timeout};
 
 use crate::{
-    agent::{RUN, Rig},
-    bridge::soon,
+    agent::{RUN, Rig, Started, quick},
+    bridge::{Authority, Bridge, soon},
 };
 
 const PORT: &str = "{port}";
@@ -156,6 +159,50 @@ async fn slow_heads_are_cut(start: &str) {
     let mut byte = [0];
     let ended = soon(agent.stream.read(&mut byte)).await;
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn idle_connections_outlive_the_patience_for_heads() {
+    let mut rig = Rig::open().await;
+    let mut agent = rig.agent().await;
+    let patience = quick().request_head;
+    for _ in 0..2 {
+        agent.ask("POST", "/mcp/notion", "{}").await;
+        let call = rig.bridge.call().await;
+        let mut byte = [0];
+        let early = timeout(patience * 2, agent.stream.read(&mut byte)).await;
+        assert!(early.is_err(), "cut while the answer was awaited: {early:?}");
+        call.reply(202, &[], "");
+        assert_eq!(agent.head().await.status, 202);
+        let cut = timeout(patience * 2, agent.stream.read(&mut byte)).await;
+        assert!(cut.is_err(), "cut while idle: {cut:?}");
+    }
+    // The next head is hurried all the same.
+    let begun = Instant::now();
+    agent.write("POST /mcp/no").await;
+    let mut byte = [0];
+    let ended = soon(agent.stream.read(&mut byte)).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    assert!(begun.elapsed() >= patience);
+    assert!(rig.bridge.is_untouched());
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_in_the_end() {
+    let authority = Authority::new();
+    let mut bridge = Bridge::new(&authority);
+    bridge.start();
+    let timing = Timing { idle: Duration::from_millis(300), ..Timing::default() };
+    let relay = Started::new(&bridge, &authority.run(), timing).await;
+    let mut agent = relay.agent().await;
+    agent.ask("POST", "/mcp/notion", "{}").await;
+    bridge.call().await.reply(202, &[], "");
+    assert_eq!(agent.head().await.status, 202);
+    let idle = Instant::now();
+    let mut byte = [0];
+    let ended = soon(agent.stream.read(&mut byte)).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    assert!(idle.elapsed() < Duration::from_secs(3), "{:?}", idle.elapsed());
 }
 
 #[tokio::test]
