@@ -21,7 +21,7 @@ use std::{
 };
 
 use moat_shared::{
-    id::{RunId, ServerName},
+    id::RunId,
     plan::{Identity, Ids, Plan, Tunnel},
     secret::Secret,
 };
@@ -63,8 +63,6 @@ pub struct RelayStart {
     pub run: RunId,
     /// Where the bridge is.
     pub tunnel: Tunnel,
-    /// The servers that it knows, for its own answers while the tunnel is down.
-    pub servers: Vec<ServerName>,
     /// The port of the listener, to check Host headers against.
     pub relay_port: u16,
     /// The run's certificate and key.
@@ -106,13 +104,8 @@ impl Relay {
         let port = plan.relay_port;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
             .map_err(|source| RelayError::Listen { port, source })?;
-        let start = RelayStart {
-            run: plan.run.clone(),
-            tunnel: plan.tunnel.clone(),
-            servers: plan.servers.iter().map(|server| server.name.clone()).collect(),
-            relay_port: port,
-            identity,
-        };
+        let start =
+            RelayStart { run: plan.run.clone(), tunnel: plan.tunnel.clone(), relay_port: port, identity };
         let told = serde_json::to_vec(&start).map_err(|error| RelayError::Tell(error.into()))?;
         Ok(Self {
             listener: listener.into(),

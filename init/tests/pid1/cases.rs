@@ -119,11 +119,11 @@ fn failing_hook(uids: Uids) {
 
 fn no_tunnel(uids: Uids) {
     let says =
-        Sandbox::new(uids, "echo agent").servers(&[stand_in::FAILS]).set("pre_run", json!("echo hook")).run();
+        Sandbox::new(uids, "echo agent").endpoint(stand_in::FAILS).set("pre_run", json!("echo hook")).run();
     assert_eq!((says.code, &*says.out), (i32::from(moat_shared::exit::NO_TUNNEL), ""));
     assert!(says.err.contains("moat: cannot reach the bridge: no way; nothing was started"), "{says:?}");
     assert!(!says.err.contains("hook"), "{says:?}");
-    let dies = Sandbox::new(uids, "echo agent").servers(&[stand_in::DIES]).run();
+    let dies = Sandbox::new(uids, "echo agent").endpoint(stand_in::DIES).run();
     assert_eq!((dies.code, &*dies.out), (i32::from(moat_shared::exit::NO_TUNNEL), ""));
     assert!(dies.err.contains("the relay ended (exit code 9)"), "{dies:?}");
 }

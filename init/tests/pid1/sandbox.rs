@@ -80,6 +80,10 @@ impl Sandbox {
         self.set("servers", servers)
     }
 
+    pub(crate) fn endpoint(self, endpoint: &str) -> Self {
+        self.set("tunnel", json!({"endpoint": endpoint, "dialler": "sidecar"}))
+    }
+
     /// The plan's file, as a runtime leaves it.
     fn write_plan(&self) -> PathBuf {
         let path = self.path("plan.json");

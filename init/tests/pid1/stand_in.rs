@@ -1,4 +1,4 @@
-//! What the sidecar's `main` does, and a relay without a tunnel. Server names tell the relay how to behave.
+//! What the sidecar's `main` does, and a relay without a tunnel. The endpoint tells it how to behave.
 
 use std::{
     fs::File,
@@ -10,9 +10,9 @@ use std::{
 use moat_init::relay;
 
 /// `failed: no way` instead of `ready`.
-pub(crate) const FAILS: &str = "fails";
+pub(crate) const FAILS: &str = "unix:/fails";
 /// Ends without a word.
-pub(crate) const DIES: &str = "dies";
+pub(crate) const DIES: &str = "unix:/dies";
 
 pub(crate) fn init(plan: &str) -> u8 {
     moat_init::harden_process().unwrap();
@@ -30,7 +30,7 @@ pub(crate) fn relay() -> u8 {
     let closed = if nix::sys::prctl::get_dumpable().unwrap() { "" } else { " closed" };
     moat_init::harden_process().unwrap();
     let start = relay::read_start(std::io::stdin()).unwrap();
-    let behaves = |how: &str| start.servers.iter().any(|name| name.as_str() == how);
+    let behaves = |how: &str| start.tunnel.endpoint.to_string() == how;
     assert!(start.identity.key_pem.expose().contains(crate::sandbox::KEY));
     #[expect(unsafe_code, reason = "PID 1 hands these two over by number")]
     // SAFETY: the contract of the relay's start; nobody else in this process owns them.

@@ -30,13 +30,8 @@ impl Process {
     fn start(bridge: &Bridge, identity: Identity) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let start = RelayStart {
-            run: RUN.parse().unwrap(),
-            tunnel: bridge.tunnel(),
-            servers: Vec::new(),
-            relay_port: port,
-            identity,
-        };
+        let start =
+            RelayStart { run: RUN.parse().unwrap(), tunnel: bridge.tunnel(), relay_port: port, identity };
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("start.json");
         std::fs::write(&file, serde_json::to_vec(&start).unwrap()).unwrap();
