@@ -240,10 +240,6 @@ fn without_a_keychain_the_file_is_used_and_said_once() {
 #[cfg(target_os = "linux")]
 #[test]
 fn typed_on_a_terminal() {
-    if Command::new("setsid").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no setsid on this machine");
-        return;
-    }
     let rig = rig();
     let pty = nix::pty::openpty(None, None).unwrap();
     let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());

@@ -80,12 +80,17 @@ fn again_changes_nothing(agent: Agent) {
     }
 }
 
-/// Every line of the user's is still there as it was, but for the comma that JSON needs after it.
+/// Every line of the user's is still there as it was, but for the comma that JSON needs after it and our answer to
+/// Claude Code's question, which has its place in an object of the user's.
 #[test_case(Agent::Claude)]
 #[test_case(Agent::Codex)]
 #[test_case(Agent::Gemini)]
 fn what_is_the_users_survives(agent: Agent) {
-    let text = edited(agent, Some(users(agent)), &with_stdio(plan())).unwrap();
+    let mut text = edited(agent, Some(users(agent)), &with_stdio(plan())).unwrap();
+    if let Some(start) = text.find(", \"enabledMcpjsonServers\": [") {
+        let length = text[start..].find(']').unwrap() + 1;
+        text.replace_range(start..start + length, "");
+    }
     let mut lines = text.lines();
     for line in users(agent).lines() {
         let line = line.replace("\"hasTrustDialogAccepted\": false", "\"hasTrustDialogAccepted\": true");
@@ -93,6 +98,15 @@ fn what_is_the_users_survives(agent: Agent) {
             |found: &str| found == line || found.replacen(',', "", 1) == line || *found == format!("{line},");
         assert!(lines.any(same), "{line:?} is gone or moved in\n{text}");
     }
+}
+
+/// Servers of a project that the user has said yes to stay, and a list that is no list is not touched.
+#[test_case(r#"{"projects":{"/workspace":{"enabledMcpjsonServers":["theirs","public"]}}}"# => r#"["theirs","public","notion","context7"]"#; "joined")]
+#[test_case(r#"{"projects":{"/workspace":{"enabledMcpjsonServers":"odd"}}}"# => r#""odd""#; "odd")]
+fn servers_of_the_project_need_no_answer(before: &str) -> String {
+    let text = edited(Agent::Claude, Some(before), &plan()).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    value["projects"]["/workspace"]["enabledMcpjsonServers"].to_string()
 }
 
 #[test_case(Agent::Claude, "{\"mcpServers\": {\n \"notion\": {\"command\": \"x\"}}}", 2)]

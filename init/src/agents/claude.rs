@@ -3,7 +3,7 @@
 use moat_shared::plan::{Agent, Plan, RelayedServer, StdioServer};
 use serde_json::{Value, json};
 
-use super::{Entry, Fault, TIMEOUT_MS, headers, or_empty, owns, url, workspace};
+use super::{Entry, Fault, TIMEOUT_MS, headers, mcp_json, or_empty, owns, url, workspace};
 use crate::files::json::{edit::Text, parse::Comments};
 
 /// Where the servers are.
@@ -15,6 +15,13 @@ pub(super) fn edited(before: Option<&str>, plan: &Plan) -> Result<String, Fault>
     // Nobody is there to answer the questions of a first start, and the workspace was named by the user.
     text.set_if_missing(&["hasCompletedOnboarding"], true)?;
     text.set(&["projects", &workspace(plan), "hasTrustDialogAccepted"], true)?;
+    // It asks about each server of a project's `.mcp.json`; those that are ours need no answer.
+    let in_project = mcp_json::names(plan);
+    text.add_to_list(&["projects", &workspace(plan), "enabledMcpjsonServers"], &in_project)?;
+    if !plan.confirm {
+        // The same question as `--dangerously-skip-permissions`, which the command line has answered.
+        text.set_if_missing(&["bypassPermissionsModeAccepted"], true)?;
+    }
     let stdio = plan.stdio.get(&Agent::Claude).into_iter().flatten();
     let entries = entries(plan, stdio.map(|(name, server)| (name.as_str(), server)));
     replace_owned(&mut text, &entries)?;

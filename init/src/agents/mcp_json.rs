@@ -34,6 +34,11 @@ pub(crate) fn is_needed(plan: &Plan) -> bool {
     !plan.servers.is_empty() || plan.stdio.values().any(|servers| !servers.is_empty())
 }
 
+/// The names of our servers in it.
+pub(super) fn names(plan: &Plan) -> Vec<&str> {
+    plan.servers.iter().map(|server| server.name.as_str()).chain(stdio(plan).into_keys()).collect()
+}
+
 /// The file with our servers in it.
 pub(crate) fn merged(before: Option<&str>, plan: &Plan) -> Result<String, Fault> {
     let entries = claude::entries(plan, stdio(plan).into_iter());

@@ -137,6 +137,30 @@ impl Text {
         self.splice(vec![(member.value.span.clone(), value.to_string())])
     }
 
+    /// Puts the names that it lacks into the list at `path`, which is made when it is missing. What is there and no
+    /// list stays as it is.
+    pub(crate) fn add_to_list(&mut self, path: &[&str], names: &[&str]) -> Result<(), EditError> {
+        let Some((last, parents)) = path.split_last() else { return Ok(()) };
+        let Some(member) = self.find(parents)?.and_then(|node| node.get(last)) else {
+            return if names.is_empty() {
+                Ok(())
+            } else {
+                self.insert(parents, &[((*last).to_owned(), names)])
+            };
+        };
+        let Value::Array(mut list) = member.value.value() else { return Ok(()) };
+        let before = list.len();
+        for name in names {
+            if !list.iter().any(|there| there == name) {
+                list.push(Value::from(*name));
+            }
+        }
+        if list.len() == before {
+            return Ok(());
+        }
+        self.splice(vec![(member.value.span.clone(), Value::from(list).to_string())])
+    }
+
     /// The object at `path`, or `None` when it is missing.
     fn find(&self, path: &[&str]) -> Result<Option<&Node>, EditError> {
         let mut node = &self.root;
