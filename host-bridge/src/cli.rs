@@ -35,7 +35,7 @@ mod sidecar;
 mod status;
 mod stop;
 mod table;
-mod text;
+pub(crate) mod text;
 mod trace;
 mod version;
 mod when;

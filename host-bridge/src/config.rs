@@ -11,8 +11,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::OpenOptions,
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -208,7 +209,12 @@ fn read(path: &Path, name: &str) -> Result<Option<String>, Problems> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     }
-    let file = File::open(path).map_err(failed)?;
+    // Nor if it has become one meanwhile.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(yaml::FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > yaml::FILE {

@@ -144,6 +144,16 @@ fn main() -> ExitCode {
             moat_s_own_directory_is_out_of_sight_below_the_workspace_too,
         ),
         trial("mounts_are_what_they_say", no_sandbox(), mounts_are_what_they_say),
+        trial(
+            "a_mount_point_behind_a_link_is_not_made_on_the_host",
+            no_sandbox(),
+            a_mount_point_behind_a_link_is_not_made_on_the_host,
+        ),
+        trial(
+            "a_mount_of_moat_yaml_that_leaves_the_workspace_is_the_users_to_allow",
+            no_sandbox(),
+            a_mount_of_moat_yaml_that_leaves_the_workspace_is_the_users_to_allow,
+        ),
         trial("bytes_and_codes_pass", no_sandbox(), bytes_and_codes_pass),
         trial(
             "nothing_is_left_when_the_command_is_killed",
@@ -265,6 +275,43 @@ fn mounts_are_what_they_say() {
         let output = rig.moat(&["run", "-m", &mount, "--", "true"]).output().unwrap();
         assert_eq!(code(&output), 1, "{target}");
     }
+}
+
+/// While the sandbox is built the host's root is at /oldroot, where a link in a stranger's workspace can point.
+fn a_mount_point_behind_a_link_is_not_made_on_the_host() {
+    let rig = Rig::new(None);
+    let victim = rig.dir.path().join("victim");
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join(".bashrc"), "kept").unwrap();
+    let outside = format!("/oldroot{}", fs::canonicalize(&victim).unwrap().display());
+    std::os::unix::fs::symlink(outside, rig.workspace().join("link")).unwrap();
+    fs::create_dir(rig.workspace().join("dir")).unwrap();
+    fs::write(rig.workspace().join("file"), "").unwrap();
+    for mount in ["./file:/workspace/link/.bashrc", "./dir:/workspace/link/made", "./dir:/workspace/link/a/b"]
+    {
+        fs::write(rig.workspace().join("moat.yaml"), format!("mounts: [\"{mount}\"]\n")).unwrap();
+        let output = rig.moat(&["run", "--", "true"]).output().unwrap();
+        assert_eq!(code(&output), 1, "{output:?}");
+    }
+    assert_eq!(fs::read_to_string(victim.join(".bashrc")).unwrap(), "kept");
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
+    // One that is missing elsewhere is made, with those above it.
+    fs::write(rig.workspace().join("moat.yaml"), "mounts: ['./dir:/new/a/b', './file:/new/f']\n").unwrap();
+    let output = rig.moat(&["run", "--", "ls", "-d", "/new/a/b", "/new/f"]).output().unwrap();
+    assert_eq!(text(&output.stdout), "/new/a/b\n/new/f", "{output:?}");
+}
+
+fn a_mount_of_moat_yaml_that_leaves_the_workspace_is_the_users_to_allow() {
+    let rig = Rig::new(None);
+    fs::create_dir(rig.dir.path().join(".ssh")).unwrap();
+    fs::write(rig.dir.path().join(".ssh/id"), "key").unwrap();
+    fs::write(rig.workspace().join("moat.yaml"), "mounts: ['../.ssh:/data']\n").unwrap();
+    let output = rig.moat(&["run", "--", "cat", "/data/id"]).output().unwrap();
+    assert_eq!((code(&output), text(&output.stdout).as_str()), (1, ""), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(said.contains("lies outside of the workspace") && said.contains("-m "), "{said}");
+    let output = rig.moat(&["run", "-m", "../.ssh:/data", "--", "cat", "/data/id"]).output().unwrap();
+    assert_eq!(text(&output.stdout), "key", "{output:?}");
 }
 
 fn bytes_and_codes_pass() {

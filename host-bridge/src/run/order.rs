@@ -11,11 +11,15 @@ use std::{
 use moat_shared::{grant::GrantName, hint::Hint, plan::Agent};
 
 use super::{
+    mounts,
     name::RunName,
     preflight::{PromptPolicy, preflight},
 };
 use crate::{
-    cli::{Context, Failure},
+    cli::{
+        Context, Failure,
+        ask::{Ask, Person},
+    },
     config::{self, Config, NetworkMode, RuntimeName, Settings},
     runtime::{Mount, RuntimeError},
 };
@@ -67,14 +71,6 @@ enum OrderError {
     NoDirectory(PathBuf),
     #[error("no command")]
     NoCommand,
-    #[error("mount {path}")]
-    Mount {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("mount target {0} belongs to the sandbox itself")]
-    Target(PathBuf),
 }
 
 impl Hint for OrderError {
@@ -103,14 +99,19 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
     if command.is_empty() {
         return Err(own(OrderError::NoCommand));
     }
-    let mounts = settings.mounts.iter().chain(&config.mounts).chain(&request.mounts);
-    let mounts = mounts.map(|one| mount(one, &workspace)).collect::<Result<_, _>>().map_err(own)?;
+    let prompt = PromptPolicy::of(request.no_prompt || context.global.dry_run, &context.env);
+    let wanted = mounts::Wanted {
+        own: settings.mounts.iter().chain(&request.mounts).collect(),
+        project: &config.mounts,
+    };
+    let mut person = Person;
+    let person = (prompt == PromptPolicy::Ask).then_some(&mut person as &mut dyn Ask);
+    let mounts = mounts::check(&wanted, &workspace, person).map_err(|error| Failure::from_error(&error))?;
     let name = match (request.name, &config.name) {
         (Some(name), _) => name,
         (None, Some(name)) => name.parse().map_err(|error| Failure::new(format!("{error}")))?,
         (None, None) => RunName::random(),
     };
-    let prompt = PromptPolicy::of(request.no_prompt || context.global.dry_run, &context.env);
     preflight(&config, &context.home, &context.env, context.global.profile.as_ref(), prompt)?;
 
     let mut env = config.env.clone();
@@ -143,37 +144,10 @@ fn check_runtime(flag: Option<&str>, config: &Config) -> Result<(), RuntimeError
     }
 }
 
-fn mount(wanted: &config::Mount, workspace: &Path) -> Result<Mount, OrderError> {
-    const OWN: [&str; 7] = ["/proc", "/sys", "/dev", "/run/moat", "/workspace", "/home/agent", "/etc"];
-    let target = &wanted.target;
-    let covers = |own: &str| Path::new(own).starts_with(target);
-    let inside = |own: &str| target.starts_with(own) && !matches!(own, "/workspace" | "/home/agent" | "/etc");
-    if OWN.iter().any(|own| covers(own) || inside(own)) {
-        return Err(OrderError::Target(target.clone()));
-    }
-    let source = fs::canonicalize(workspace.join(&wanted.source))
-        .map_err(|source| OrderError::Mount { path: wanted.source.clone(), source })?;
-    Ok(Mount { source, target: target.clone(), read_only: wanted.read_only })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use test_case::test_case;
-
-    #[test_case("/data" => true)]
-    #[test_case("/workspace/vendor" => true; "below the workspace")]
-    #[test_case("/home/agent/.cache" => true; "below the home")]
-    #[test_case("/" => false; "root")]
-    #[test_case("/run" => false; "above the tunnel")]
-    #[test_case("/run/moat" => false; "the tunnel")]
-    #[test_case("/workspace" => false; "the workspace")]
-    #[test_case("/proc/1" => false; "proc")]
-    #[test_case("/dev/shm" => false; "dev")]
-    fn targets(target: &str) -> bool {
-        let wanted = config::Mount { source: "/".into(), target: target.into(), read_only: true };
-        mount(&wanted, Path::new("/")).is_ok()
-    }
 
     #[test_case(None, None => Ok(()))]
     #[test_case(Some("docker"), None => Err("the docker runtime is not supported yet".to_owned()))]

@@ -2,8 +2,9 @@
 //! have written a `.git/config` that makes git start something else.
 
 use std::{
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
@@ -38,7 +39,12 @@ fn tracked(workspace: &Path) -> io::Result<Option<bool>> {
             Ok(_) => {}
         }
         let below = workspace.strip_prefix(above).map_err(io::Error::other)?.join(NAME);
-        let index = match File::open(git.join("index")) {
+        // Not blocking: a pipe of that name must not hold the start.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(git.join("index"));
+        let index = match opened {
             Ok(index) => index,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(false)),
             Err(error) => return Err(error),
@@ -127,6 +133,17 @@ mod tests {
         assert_eq!(place(worktree, "", false), McpJson::Workspace);
         assert_eq!(place(with_index(index(4, "x")), "", true), McpJson::Home);
         assert_eq!(place(with_index(b"garbage".to_vec()), "", true), McpJson::Home);
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_the_index_holds_nobody() {
+        let pipe = |git: &Path| {
+            fs::create_dir(git).unwrap();
+            nix::unistd::mkfifo(&git.join("index"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        };
+        let (done, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(place(pipe, "", true)));
+        assert_eq!(end.recv_timeout(std::time::Duration::from_secs(10)), Ok(McpJson::Home));
     }
 
     #[test]

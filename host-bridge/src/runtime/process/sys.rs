@@ -76,12 +76,12 @@ pub(super) fn exit_now(code: u8) -> ! {
     unsafe { libc::_exit(i32::from(code)) }
 }
 
-/// A detached copy of the mounts at `path` and below.
-pub(super) fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
-    let path = text(path)?;
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | RECURSIVE;
-    // SAFETY: `path` is a C string that outlives the call.
-    let fd = checked(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
+/// A detached copy of the mounts at an open path and below.
+pub(super) fn clone_tree(at: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | RECURSIVE | EMPTY_PATH;
+    let (at, here) = (at.as_raw_fd(), c"".as_ptr());
+    // SAFETY: the path is a static C string.
+    let fd = checked(unsafe { libc::syscall(libc::SYS_open_tree, at, here, flags) })?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -27,9 +27,9 @@ use std::{
 
 use moat_shared::plan::Ids;
 use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
     mount::{MsFlags, mount},
-    sys::stat::Mode,
+    sys::stat::{Mode, mkdirat},
     unistd::{chdir, pivot_root},
 };
 
@@ -90,8 +90,11 @@ fn take(spec: &Spec) -> Result<Vec<Taken>, BuildError> {
     let disguise = idmap::Disguise::new(&spec.users)?;
     let mut taken = Vec::new();
     let mut one = |source: &Path, target: &Path, read_only: bool| -> Result<(), BuildError> {
-        let meta = fs::metadata(source).doing(|| format!("looking at {}", source.display()))?;
-        let tree = sys::clone_tree(source).doing(|| format!("taking {}", source.display()))?;
+        let source_fd = open_canonical(source).doing(|| format!("looking at {}", source.display()))?;
+        let meta = fs::File::from(source_fd.try_clone().doing(|| "copying a descriptor".to_owned())?)
+            .metadata()
+            .doing(|| format!("looking at {}", source.display()))?;
+        let tree = sys::clone_tree(&source_fd).doing(|| format!("taking {}", source.display()))?;
         let flags = HARMLESS | if read_only { attribute::READ_ONLY } else { 0 };
         disguise.restrict(&tree, source, &meta, flags)?;
         taken.push(Taken {
@@ -107,11 +110,20 @@ fn take(spec: &Spec) -> Result<Vec<Taken>, BuildError> {
         one(&mount.source, &mount.target, mount.read_only)?;
     }
     // Never disguised: the socket's modes say who may connect.
-    let tree = sys::clone_tree(&spec.tunnel_dir).doing(|| "taking the tunnel's directory".to_owned())?;
+    let tree = fs::canonicalize(&spec.tunnel_dir)
+        .and_then(|path| sys::clone_tree(&open_canonical(&path)?))
+        .doing(|| "taking the tunnel's directory".to_owned())?;
     sys::restrict_tree(&tree, HARMLESS | attribute::NO_EXEC | attribute::READ_ONLY, None)
         .doing(|| "restricting the tunnel's directory".to_owned())?;
     taken.push(Taken { tree, target: TUNNEL.into(), source: spec.tunnel_dir.clone(), is_dir: true });
     Ok(taken)
+}
+
+/// Opens a path that was canonical when it was judged. Where it has links by now somebody is playing tricks.
+fn open_canonical(path: &Path) -> io::Result<OwnedFd> {
+    let how =
+        OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    Ok(openat2(nix::fcntl::AT_FDCWD, path, how)?)
 }
 
 /// Puts a tmpfs in the place of the root and the root below it.
@@ -257,21 +269,12 @@ impl Root {
     /// Puts what was taken in its place, without moat's own directory should it be in there.
     fn attach(&self, taken: &Taken, secret: &Path) -> Result<(), BuildError> {
         let doing = || format!("mounting {}", taken.target.display());
-        let place = inside(taken.target.to_string_lossy().as_ref());
-        if existing(&taken.target)?.is_none() {
-            let parent = place.parent().unwrap_or(&place);
-            let made = if taken.is_dir {
-                fs::create_dir_all(&place)
-            } else {
-                fs::create_dir_all(parent).and_then(|()| fs::write(&place, []))
-            };
-            made.map_err(|error| {
-                BuildError::new(doing()).with_source(error).with_hint(format!(
-                    "{} is not there, and can only be made below {HOME}, /run, /tmp or a new directory of the root",
-                    taken.target.display()
-                ))
-            })?;
-        }
+        make(&taken.target, taken.is_dir).map_err(|error| {
+            BuildError::new(doing()).with_source(error).with_hint(format!(
+                "{} is not there, and can only be made below {HOME}, /run, /tmp or a new directory of the root",
+                taken.target.display()
+            ))
+        })?;
         let target = existing(&taken.target)?.ok_or_else(|| BuildError::new(doing()))?;
         sys::attach_tree(&taken.tree, &target.0).doing(doing)?;
         let Ok(below) = secret.strip_prefix(&taken.source) else { return Ok(()) };
@@ -304,17 +307,41 @@ impl Place {
 
 /// The place that `path` is for the sandbox, if there is one.
 fn existing(path: &Path) -> Result<Option<Place>, BuildError> {
-    let doing = || format!("finding {}", path.display());
-    let root = fs::File::open(NEW).doing(doing)?;
+    Ok(open_below(path).doing(|| format!("finding {}", path.display()))?.map(Place))
+}
+
+fn open_below(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let root = fs::File::open(NEW)?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .mode(Mode::empty())
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     match openat2(&root, path, how) {
-        Ok(fd) => Ok(Some(Place(fd))),
+        Ok(fd) => Ok(Some(fd)),
         Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => Ok(None),
-        Err(error) => Err(error).doing(doing),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Makes a mount point and the directories above it where they are missing. The workspace is mounted by now, and the
+/// links in it are a stranger's: each step is taken within the sandbox's root, and none follows a link that leaves it.
+fn make(path: &Path, is_dir: bool) -> io::Result<()> {
+    let mut above = open_below(Path::new("/"))?.ok_or(io::ErrorKind::NotFound)?;
+    for part in path.ancestors().collect::<Vec<_>>().into_iter().rev().skip(1) {
+        if let Some(there) = open_below(part)? {
+            above = there;
+            continue;
+        }
+        let name = part.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        if part == path && !is_dir {
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            drop(openat(&above, name, flags, Mode::from_bits_truncate(0o644))?);
+        } else {
+            mkdirat(&above, name, Mode::from_bits_truncate(0o755))?;
+        }
+        above = open_below(part)?.ok_or(io::ErrorKind::NotFound)?;
+    }
+    Ok(())
 }
 
 fn inside(path: &str) -> PathBuf {
