@@ -8,6 +8,7 @@ mod attach;
 mod hold;
 mod log;
 pub(crate) mod metadata;
+mod mounts;
 pub(crate) mod name;
 pub(crate) mod order;
 mod plan;

@@ -133,6 +133,15 @@ fn judge(
         let target = base.ok().and_then(|base| base.join(location.to_str().ok()?).ok());
         let target =
             target.map_or_else(|| "an unreadable place".to_owned(), |url| url.origin().ascii_serialization());
+        // This goes to the agent and into the records: not with the credential in the host's name.
+        let echoed = |c: &Credential| c.forms.clean(target.as_bytes()).is_some();
+        let target = match credential.filter(|c| echoed(c)) {
+            Some(credential) => {
+                relay::reflected(recorder, placed, credential.token.grant(), "header");
+                "another place".to_owned()
+            }
+            None => target,
+        };
         return Err(PipelineError::Redirect { server: server.name.to_string(), target });
     }
     let length: usize =
@@ -152,7 +161,12 @@ fn head_of(
 ) -> HeaderMap {
     let mut kept = headers::to_agent(received);
     if let Some(credential) = credential {
-        let mut found = false;
+        let named: Vec<_> =
+            kept.keys().filter(|name| credential.forms.clean(name.as_ref()).is_some()).cloned().collect();
+        let mut found = !named.is_empty();
+        for name in named {
+            kept.remove(name);
+        }
         for value in kept.values_mut() {
             if let Some(clean) = credential.forms.clean(value.as_bytes()) {
                 *value = HeaderValue::from_bytes(&clean).unwrap_or_else(|_| HeaderValue::from_static(""));

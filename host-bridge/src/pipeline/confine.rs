@@ -90,11 +90,19 @@ fn is_well_encoded(text: &str) -> bool {
 fn overrides(ours: &str, theirs: &str) -> bool {
     let names = |query: &str| -> Vec<String> {
         url::form_urlencoded::parse(query.replace(';', "&").as_bytes())
-            .map(|(name, _)| name.into_owned())
+            .map(|(name, _)| meant(&name))
             .collect()
     };
     let ours = names(ours);
-    names(theirs).iter().any(|theirs| ours.iter().any(|name| name.eq_ignore_ascii_case(theirs)))
+    names(theirs).iter().any(|theirs| ours.contains(theirs))
+}
+
+/// A parameter's name as the most lenient reader takes it: `key[]`, ` key`, `k.ey` and `KEY\0x` are names of old
+/// acquaintances to some.
+fn meant(name: &str) -> String {
+    let name = name.trim_start();
+    let end = name.find(['[', '\0']).filter(|end| *end > 0).unwrap_or(name.len());
+    name[..end].trim_end().replace(['.', ' ', '['], "_").to_lowercase()
 }
 
 #[cfg(test)]
@@ -153,8 +161,19 @@ mod tests {
     #[test_case("a=1&KEY=mine"; "case")]
     #[test_case("%6bey=mine"; "encoded")]
     #[test_case("a;key=mine"; "semicolon")]
+    #[test_case("key[]=mine"; "a list")]
+    #[test_case("key%5Bx%5D=mine"; "a map, encoded")]
+    #[test_case("+key=mine"; "space before")]
+    #[test_case("key%00x=mine"; "cut by a zero")]
     fn a_configured_parameter_is_never_replaced(query: &str) {
         assert!(join(&upstream("https://h/mcp?key=k"), "", Some(query)).is_err());
+    }
+
+    #[test_case("read_only", "read.only=0"; "dot")]
+    #[test_case("read_only", "read+only=0"; "space")]
+    #[test_case("a[b]", "a[c]=0"; "lists")]
+    fn nor_under_a_name_that_some_take_for_it(ours: &str, theirs: &str) {
+        assert!(join(&upstream(&format!("https://h/mcp?{ours}=1")), "", Some(theirs)).is_err());
     }
 
     proptest! {

@@ -22,6 +22,29 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
+/// Of a request, what servers and their front ends may take for another path, method or peer: where the request goes was
+/// decided by its path.
+const ELSEWHERE: [&str; 15] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "true-client-ip",
+    "via",
+    "x-client-ip",
+    "x-host",
+    "x-http-host-override",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-host",
+    "x-original-uri",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-url",
+];
+/// Of a request, what makes a server answer with a part or in another form of what it would: an echo of the credential
+/// that comes in two halves, or in UTF-16, is not found.
+const IN_ANOTHER_FORM: [&str; 5] = ["a-im", "accept-charset", "if-range", "range", "want-digest"];
+
 /// Of a request, what may travel upstream, before credentials are looked at (R2). `Host` and the framing are made anew;
 /// nothing may name a run (T5).
 pub(super) fn to_upstream(headers: &HeaderMap) -> HeaderMap {
@@ -30,7 +53,9 @@ pub(super) fn to_upstream(headers: &HeaderMap) -> HeaderMap {
         matches!(
             name.as_str(),
             "host" | "content-length" | "expect" | "origin" | "forwarded" | "accept-encoding"
-        ) || name.as_str().starts_with("x-forwarded-")
+        ) || ELSEWHERE.contains(&name.as_str())
+            || IN_ANOTHER_FORM.contains(&name.as_str())
+            || name.as_str().starts_with("x-forwarded-")
             || name.as_str().starts_with("x-moat-")
             || name.as_str().starts_with("moat-")
     };
@@ -117,6 +142,13 @@ mod tests {
     #[test_case("expect"; "t8 expect")]
     #[test_case("content-length"; "content length")]
     #[test_case("x-moat-run"; "t5 a header that names a run")]
+    #[test_case("x-original-url"; "another path")]
+    #[test_case("x-rewrite-url"; "another path for others")]
+    #[test_case("x-http-method-override"; "another method")]
+    #[test_case("x-real-ip"; "another peer")]
+    #[test_case("range"; "an echo in halves")]
+    #[test_case("if-range"; "an echo in halves, perhaps")]
+    #[test_case("accept-charset"; "an echo in UTF-16")]
     fn r2_never_upstream(name: &'static str) {
         assert_eq!(names(&to_upstream(&headers(&[(name, "1")]))), ["accept-encoding"]);
     }

@@ -76,12 +76,20 @@ impl Rig {
         Self::with(RootCertStore::empty(), Patience::default())
     }
 
+    pub(super) fn with_token(token: &str) -> Self {
+        Self::made(RootCertStore::empty(), Patience::default(), token)
+    }
+
     pub(super) fn with(roots: RootCertStore, patience: Patience) -> Self {
+        Self::made(roots, patience, TOKEN)
+    }
+
+    fn made(roots: RootCertStore, patience: Patience, token: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path());
         let env = Environment::from([("MOAT_KEYRING_BACKEND", "file")]);
         let hosts = BTreeSet::from(["127.0.0.1".to_owned(), "localhost".to_owned()]);
-        let token = Secret::new(TOKEN.to_owned());
+        let token = Secret::new(token.to_owned());
         let credential = Credential::new("mcp-x".parse().unwrap(), token, hosts, jiff::Timestamp::now());
         Store::open(&home, &env, None).put(&credential).unwrap();
         let (recorder, records) = Recorder::new(1024);

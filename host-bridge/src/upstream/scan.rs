@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Forms: plain, in upper and lower case, JSON-escaped once and twice, `\u` escaped, percent-encoded, hexadecimal,
-//! base64 (both alphabets, every alignment). A secret shorter than [`SHORT`] bytes is looked for in plain and JSON form
+//! base64 (both alphabets, every alignment), UTF-16. A secret shorter than [`SHORT`] bytes is looked for in plain and JSON form
 //! only: its other forms are too short to mean anything. An upstream that *wants* to leak has other ways, such as one
 //! character per answer; this is for those that echo.
 //!
@@ -227,6 +227,9 @@ fn add_forms(secret: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
     }
     forms.insert(text.to_ascii_lowercase().into_bytes());
     forms.insert(text.to_ascii_uppercase().into_bytes());
+    for unit in [u16::to_le_bytes, u16::to_be_bytes] {
+        forms.insert(text.encode_utf16().flat_map(unit).collect());
+    }
     for shift in 0..3 {
         add_base64(secret, shift, forms);
     }

@@ -130,3 +130,38 @@ async fn what_cannot_be_read_does_not_pass() {
     assert_eq!(response.status(), 502);
     assert_eq!(error_in(response).await.2, "upstream_invalid");
 }
+
+/// A credential that can be a host's name and a header's.
+const NAMEABLE: &str = "sk-live-0123456789abcdef";
+
+#[tokio::test]
+async fn an_echo_in_a_header_s_name_does_not_pass() {
+    let upstream = Upstream::answering(|_| {
+        Response::builder()
+            .header(format!("x-{NAMEABLE}"), "1")
+            .header("x-kept", "1")
+            .body(whole(""))
+            .unwrap()
+    })
+    .await;
+    let mut rig = Rig::with_token(NAMEABLE);
+    let response = rig.send(&upstream.url(), post(CALL)).await;
+    let names: Vec<_> = response.headers().keys().map(http::HeaderName::as_str).collect();
+    assert!(names.contains(&"x-kept") && !names.iter().any(|name| name.contains(NAMEABLE)), "{names:?}");
+    let (_, audit) = rig.recorded();
+    assert!(audit.iter().any(|event| matches!(event, AuditEvent::SecretReflected { .. })));
+}
+
+#[tokio::test]
+async fn an_echo_in_a_redirect_s_host_does_not_pass() {
+    let upstream = Upstream::answering(|_| {
+        let place = format!("https://{}.example/", NAMEABLE.to_uppercase());
+        Response::builder().status(302).header("location", place).body(whole("")).unwrap()
+    })
+    .await;
+    let rig = Rig::with_token(NAMEABLE);
+    let response = rig.send(&upstream.url(), post(CALL)).await;
+    assert_eq!(response.status(), 502);
+    let body = text(response).await.unwrap();
+    assert!(body.contains("another place") && !body.to_lowercase().contains(NAMEABLE), "{body}");
+}

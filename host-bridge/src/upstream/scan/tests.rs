@@ -38,6 +38,14 @@ fn every_form_is_replaced(form: &str) {
     assert_eq!(scrub(TOKEN, &[text.as_bytes()]), (format!("before {STUB} after"), 1));
 }
 
+#[test_case(u16::to_le_bytes; "little endian")]
+#[test_case(u16::to_be_bytes; "big endian")]
+fn utf_16_is_replaced(unit: fn(u16) -> [u8; 2]) {
+    let text: Vec<u8> = TOKEN.encode_utf16().flat_map(unit).collect();
+    let (left, right) = text.split_at(7);
+    assert_eq!(scrub(TOKEN, &[left, right]), (STUB.to_owned(), 1));
+}
+
 #[test_case("Bearer abcdefghijklmnop", "abcdefghijklmnop"; "the bare token")]
 #[test_case("Basic dXNlcjpwYXNzd29yZDE=", "user:password1"; "user and password")]
 #[test_case("Basic dXNlcjpwYXNzd29yZDE=", "password1"; "the password alone")]
