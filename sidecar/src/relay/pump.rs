@@ -232,11 +232,34 @@ mod tests {
         assert_eq!(read(reader).await, (String::new(), false));
     }
 
-    #[tokio::test]
+    /// Half an hour, and nothing but comments: no part of the pump has a limit on silence.
+    #[tokio::test(start_paused = true)]
+    async fn half_an_hour_of_silence_is_one_comment_every_fifteen_seconds() {
+        const TIMES: u32 = 120;
+        let (mut tunnel, mut reader, pump) = start(asked(Method::GET, "").await, true);
+        let agent = async {
+            let asked = Instant::now();
+            for time in 1..=TIMES {
+                let comment = reader.frame().await.unwrap().unwrap().into_data().unwrap();
+                assert_eq!((&comment[..], asked.elapsed()), (COMMENT, KEEP_ALIVE * time));
+            }
+            tunnel.send_data(Bytes::from_static(b"data: a\n\n")).await.unwrap();
+            drop(tunnel);
+            read(reader).await.0
+        };
+        let ((), late) = tokio::join!(pump, agent);
+        assert_eq!(late, "data: a\n\n");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_agent_that_goes_away_ends_the_stream() {
         let (mut tunnel, reader, pump) = start(asked(Method::GET, "").await, true);
-        drop(reader);
-        pump.await;
+        let gone = Instant::now();
+        tokio::join!(pump, async {
+            tokio::task::yield_now().await;
+            drop(reader);
+        });
+        assert_eq!(gone.elapsed(), Duration::ZERO, "noticed by chance, with the next comment");
         assert!(tunnel.send_data(Bytes::from_static(b"x")).await.is_err());
     }
 }

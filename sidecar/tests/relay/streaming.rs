@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::agent::Rig;
+use moat_sidecar::relay::Timing;
+
+use crate::{
+    agent::{Rig, Started},
+    bridge::{Authority, Bridge},
+};
 
 const CALL: &str = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call"}"#;
 
@@ -36,6 +41,38 @@ async fn silence_is_filled_between_events_only() {
     feed.send("\n\n").await;
     assert_eq!(agent.chunk().await, "\n\n");
     assert_eq!(agent.chunk().await, ":\n\n");
+}
+
+/// The limits are for connections on which nothing happens, and a stream happens.
+#[tokio::test]
+async fn a_silent_stream_outlives_every_limit_of_its_connection() {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let authority = Authority::new();
+    let mut bridge = Bridge::new(&authority);
+    bridge.start();
+    let timing = Timing {
+        request_head: LIMIT,
+        idle: LIMIT,
+        refused_body: LIMIT,
+        stalled: LIMIT,
+        keep_alive: LIMIT / 2,
+        ..Timing::default()
+    };
+    let relay = Started::new(&bridge, &authority.run(), timing).await;
+    let mut agent = relay.agent().await;
+    agent.ask("GET", "/mcp/notion", "").await;
+    let feed = bridge.call().await.stream("text/event-stream");
+    agent.head().await;
+    let asked = Instant::now();
+    while asked.elapsed() < LIMIT * 15 {
+        assert_eq!(agent.chunk().await, ":\n\n");
+    }
+    feed.send("data: a\n\n").await;
+    let mut event = agent.chunk().await;
+    while event == ":\n\n" {
+        event = agent.chunk().await;
+    }
+    assert_eq!(event, "data: a\n\n");
 }
 
 #[tokio::test]
