@@ -5,7 +5,10 @@ use std::{
     future::Future,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -217,10 +220,26 @@ impl Call {
             let next = receiver.recv().await?;
             Some((next.map(Frame::data), receiver))
         });
-        let body = StreamBody::new(frames).boxed_unsync();
+        self.answer_with(content_type, StreamBody::new(frames).boxed_unsync());
+        Feed(sender)
+    }
+
+    /// Answers with this event, again and again, as fast as it is taken; says how often it was.
+    pub(crate) fn flood(self, event: &'static str) -> Arc<AtomicUsize> {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let frames = stream::unfold(Arc::clone(&taken), move |taken| async move {
+            if taken.fetch_add(1, Ordering::Relaxed) % 16 == 0 {
+                tokio::task::yield_now().await; // others want to be served by this thread as well
+            }
+            Some((Ok(Frame::data(Bytes::from_static(event.as_bytes()))), taken))
+        });
+        self.answer_with("text/event-stream", StreamBody::new(frames).boxed_unsync());
+        taken
+    }
+
+    fn answer_with(self, content_type: &str, body: Body) {
         let response = Response::builder().header("content-type", content_type).body(body).unwrap();
         self.reply.send(response).unwrap();
-        Feed(sender)
     }
 
     /// Returns when the tunnel's stream was reset before there was a response.
@@ -234,12 +253,7 @@ pub(crate) struct Feed(mpsc::Sender<io::Result<Bytes>>);
 
 impl Feed {
     pub(crate) async fn send(&self, text: impl Into<Bytes>) {
-        assert!(self.try_send(text).await, "the stream is gone");
-    }
-
-    /// Waits for room; false when the stream is gone.
-    pub(crate) async fn try_send(&self, text: impl Into<Bytes>) -> bool {
-        self.0.send(Ok(text.into())).await.is_ok()
+        self.0.send(Ok(text.into())).await.expect("the stream is gone");
     }
 
     /// Resets the stream.
