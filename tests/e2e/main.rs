@@ -15,6 +15,7 @@ mod preflight;
 mod restart;
 mod sandbox;
 mod secrets;
+mod sidecar;
 mod stage;
 mod streaming;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     let subjects = [
         ("fixtures", fixtures::TESTS),
         ("house", house::TESTS),
+        ("sidecar", sidecar::TESTS),
         ("preflight", preflight::TESTS),
         ("secrets", secrets::TESTS),
         ("injection", injection::TESTS),

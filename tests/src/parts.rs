@@ -20,6 +20,8 @@ pub enum Part {
     TypeScript,
     /// `script`, which makes terminals.
     Script,
+    /// A C compiler with a static C library.
+    StaticC,
     /// Root, to be another user for a moment.
     Root,
 }
@@ -35,6 +37,7 @@ impl Part {
             Self::Python => "python3 with the package mcp (see .ci/run)",
             Self::TypeScript => "node with @modelcontextprotocol/sdk (see .ci/run)",
             Self::Script => "script (util-linux)",
+            Self::StaticC => "cc and a static C library",
             Self::Root => "root",
         }
     }
@@ -49,9 +52,16 @@ impl Part {
             Self::Python => python().is_some_and(|p| succeeds(Command::new(p).args(["-c", "import mcp"]))),
             Self::TypeScript => typescript().is_some() && succeeds(Command::new("node").arg("--version")),
             Self::Script => succeeds(Command::new("script").arg("--version")),
+            Self::StaticC => has_static_c(),
             Self::Root => nix::unistd::geteuid().is_root(),
         }
     }
+}
+
+/// The compiler answers with a path where it has the file, and with the bare name where it has not.
+fn has_static_c() -> bool {
+    let said = Command::new("cc").arg("-print-file-name=libc.a").stderr(Stdio::null()).output();
+    said.is_ok_and(|said| said.stdout.starts_with(b"/"))
 }
 
 fn succeeds(command: &mut Command) -> bool {
