@@ -54,6 +54,28 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
+    /// Written in place, a crash or a reader in the middle would see half of it.
+    #[test]
+    fn the_old_contents_are_never_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("file"), dir.path().join("old"));
+        replace(&path, b"the old contents").unwrap();
+        std::fs::hard_link(&path, &old).unwrap();
+        replace(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&old).unwrap(), b"the old contents");
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_cannot_be_written_whole_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        replace(&path, b"the old contents").unwrap();
+        std::fs::create_dir(dir.path().join("file.new")).unwrap();
+        assert!(replace(&path, b"new").is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"the old contents");
+    }
+
     #[test]
     fn a_symbolic_link_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();

@@ -76,7 +76,7 @@ mod tests {
         let _third = half_open.enter();
         assert!(first.evicted.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty));
         let _fourth = half_open.enter();
-        first.evicted().await;
+        tokio::time::timeout(std::time::Duration::from_secs(5), first.evicted()).await.unwrap();
         assert_eq!(half_open.waiting.lock().unwrap().places.len(), 2);
     }
 }
