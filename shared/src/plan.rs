@@ -169,6 +169,8 @@ pub enum McpJson {
     Workspace,
     /// The workspace's own is under version control: the merged one goes to the agent's home.
     Home,
+    /// The workspace's own is another run's, which takes it out when it ends: the merged one goes to the agent's home.
+    Shared,
 }
 
 /// A uid and a gid, as the sandbox sees them.

@@ -47,11 +47,19 @@ pub(crate) fn table(runs: &[Record], now: Timestamp) -> String {
             visible(&run.metadata.runtime).into_owned(),
             run.state().to_string(),
             when::age(run.metadata.created_at, now),
-            // Nothing publishes a port yet.
-            "-".to_owned(),
+            endpoints(run),
         ]
     });
     table::of(["NAME", "RUN ID", "RUNTIME", "STATE", "AGE", "ENDPOINTS"], rows)
+}
+
+/// The MCP servers that the run reaches, while it is there.
+fn endpoints(run: &Record) -> String {
+    let servers = &run.metadata.servers;
+    if servers.is_empty() || !run.state().is_live() {
+        return "-".to_owned();
+    }
+    visible(&servers.join(", ")).into_owned()
 }
 
 /// A run in JSON. Documented in docs/reference.md.
@@ -64,6 +72,7 @@ pub(crate) struct Shown<'a> {
     agent: Option<&'a str>,
     workspace: &'a str,
     grants: &'a [String],
+    servers: &'a [String],
     interactive: bool,
     created_at: Timestamp,
     started_at: Option<Timestamp>,
@@ -84,6 +93,7 @@ impl<'a> From<&'a Record> for Shown<'a> {
             agent: non_empty(&metadata.agent),
             workspace: &metadata.workspace,
             grants: &metadata.grants,
+            servers: &metadata.servers,
             interactive: metadata.interactive,
             created_at: metadata.created_at,
             started_at: metadata.started_at,
@@ -105,6 +115,7 @@ mod tests {
         let created = "2026-01-25T10:00:00Z".parse().unwrap();
         let mut metadata = Metadata::new(name.into(), Path::new("/w"), "process", holder, created);
         metadata.state = state;
+        metadata.servers = vec!["context7".to_owned(), "local".to_owned()];
         Record { id: "run_0123456789ab".parse().unwrap(), metadata }
     }
 
@@ -118,7 +129,7 @@ mod tests {
         assert_eq!(
             table(&runs, now),
             "NAME         RUN ID            RUNTIME  STATE    AGE     ENDPOINTS\n\
-             brave-otter  run_0123456789ab  process  running  3h ago  -\n\
+             brave-otter  run_0123456789ab  process  running  3h ago  context7, local\n\
              x\\u{1b}[2J   run_0123456789ab  process  failed   3h ago  -"
         );
     }

@@ -7,7 +7,7 @@
 //!
 //! A run may go straight to `stopped` from `starting` or `running`: its program ended by itself. Only the process that
 //! holds a run writes here; others read, and see through [`Record::state`] when the holder died without a word.
-//! It knows nothing of servers and policies: those are the registry's.
+//! Of servers it knows the names, for people; what they are and their policies are the registry's.
 
 use std::{fmt, fs, io, path::Path};
 
@@ -31,6 +31,9 @@ pub(crate) struct Metadata {
     pub(crate) workspace: String,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) grants: Vec<String>,
+    /// The names of the run's MCP servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) servers: Vec<String>,
     /// The agent's name (`claude` ...); empty for `moat run`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) agent: String,
@@ -145,6 +148,7 @@ impl Metadata {
             name,
             workspace: workspace.display().to_string(),
             grants: Vec::new(),
+            servers: Vec::new(),
             agent: String::new(),
             image: String::new(),
             container_id: String::new(),

@@ -150,7 +150,7 @@ impl Session<'_> {
         let mut record = self.record(runtime)?;
         let failed = |error| Failure::from_error(&error);
         record.starting(home).map_err(failed)?;
-        let startup = self.startup(created.view(), identity);
+        let startup = self.startup(created.view(), identity)?;
         let started = tokio::select! {
             started = patiently("Building the sandbox...", created.start(&startup)) => started,
             signal = signals.stop() => {
@@ -182,6 +182,7 @@ impl Session<'_> {
         let mut metadata =
             Metadata::new(order.name.to_string(), &order.workspace, runtime, Process::current(), now);
         metadata.grants = order.config.grants.iter().map(|grant| grant.as_str().to_owned()).collect();
+        metadata.servers = order.config.servers.iter().map(|server| server.name.to_string()).collect();
         let agent = order.agent.map(|agent| agent.name().to_owned());
         metadata.agent = agent.or_else(|| order.config.agent.clone()).unwrap_or_default();
         metadata.interactive = self.interactive;
@@ -189,10 +190,12 @@ impl Session<'_> {
             .map_err(|error| Failure::from_error(&error))
     }
 
-    fn startup(&self, view: runtime::View, identity: Identity) -> Startup {
-        let mcp_json = tracked::mcp_json(&self.order.workspace);
+    fn startup(&self, view: runtime::View, identity: Identity) -> Result<Startup, Failure> {
+        let home = &self.context.home;
+        let mcp_json = tracked::mcp_json(home, &self.id, &self.order.workspace)
+            .map_err(|error| Failure::new(format!("cannot read {}: {error}", home.runs().display())))?;
         let plan = plan(&self.order, self.id.clone(), view, &self.context.env, mcp_json, self.interactive);
-        Startup { plan, identity }
+        Ok(Startup { plan, identity })
     }
 
     /// PID 1 runs.

@@ -1,4 +1,4 @@
-//! Does git track the workspace's `.mcp.json`? Answered by reading git's index, never by starting git: an agent may
+//! Whose is the workspace's `.mcp.json`? Another run's, or one that git tracks: then this run leaves it alone. Git's part is answered by reading git's index, never by starting git: an agent may
 //! have written a `.git/config` that makes git start something else.
 
 use std::{
@@ -8,14 +8,32 @@ use std::{
     path::Path,
 };
 
-use moat_shared::plan::McpJson;
+use moat_shared::{id::RunId, plan::McpJson};
+
+use super::{metadata::Record, select};
+use crate::home::Home;
 
 const NAME: &str = ".mcp.json";
 /// Larger indexes are taken to track everything.
 const INDEX_MAX: u64 = 256 << 20;
 
-/// Where the run's `.mcp.json` goes: not over a file that may be under version control.
-pub(crate) fn mcp_json(workspace: &Path) -> McpJson {
+/// Where this run's `.mcp.json` goes. The run has its record already: of two that start at once at least one sees the other.
+pub(crate) fn mcp_json(home: &Home, run: &RunId, workspace: &Path) -> io::Result<McpJson> {
+    Ok(match of_repository(workspace) {
+        McpJson::Workspace if is_shared(&select::all(home)?.runs, run, workspace) => McpJson::Shared,
+        place => place,
+    })
+}
+
+/// Is there another run in this workspace?
+fn is_shared(runs: &[Record], run: &RunId, workspace: &Path) -> bool {
+    let workspace = workspace.display().to_string();
+    runs.iter()
+        .any(|other| other.id != *run && other.metadata.workspace == workspace && other.state().is_live())
+}
+
+/// Not over a file that may be under version control.
+fn of_repository(workspace: &Path) -> McpJson {
     let present = fs::symlink_metadata(workspace.join(NAME));
     let absent = present.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     match tracked(workspace) {
@@ -83,6 +101,11 @@ fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        control::api::Process,
+        run::metadata::{Metadata, State},
+    };
+    use test_case::test_case;
 
     fn index(version: u32, path: &str) -> Vec<u8> {
         let mut bytes = b"DIRC".to_vec();
@@ -102,7 +125,7 @@ mod tests {
         if file {
             fs::write(workspace.join(NAME), "{}").unwrap();
         }
-        mcp_json(&workspace)
+        of_repository(&workspace)
     }
 
     fn with_index(bytes: Vec<u8>) -> impl FnOnce(&Path) {
@@ -157,8 +180,21 @@ mod tests {
             return; // no git on this machine; the format's tests above stand
         }
         fs::write(dir.path().join(NAME), "{}").unwrap();
-        assert_eq!(mcp_json(dir.path()), McpJson::Workspace);
+        assert_eq!(of_repository(dir.path()), McpJson::Workspace);
         assert!(git(&["add", NAME]));
-        assert_eq!(mcp_json(dir.path()), McpJson::Home);
+        assert_eq!(of_repository(dir.path()), McpJson::Home);
+    }
+
+    #[test_case(1, "/w", State::Running => true; "another run here")]
+    #[test_case(1, "/w", State::Starting => true; "another one that starts")]
+    #[test_case(1, "/w", State::Stopped => false; "one that is over")]
+    #[test_case(1, "/v", State::Running => false; "one elsewhere")]
+    #[test_case(0, "/w", State::Running => false; "this very run")]
+    fn shared(run: u8, workspace: &str, state: State) -> bool {
+        let (holder, now) = (Process::current(), jiff::Timestamp::UNIX_EPOCH);
+        let mut metadata = Metadata::new("a".into(), Path::new(workspace), "process", holder, now);
+        metadata.state = state;
+        let id = |last| RunId::from_random([0, 0, 0, 0, 0, last]);
+        is_shared(&[Record { id: id(run), metadata }], &id(0), Path::new("/w"))
     }
 }

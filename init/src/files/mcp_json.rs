@@ -43,6 +43,7 @@ pub(super) fn put_in(plan: &Plan) -> Vec<String> {
     }
     let why_not = match plan.mcp_json {
         McpJson::Home => "is under version control".to_owned(),
+        McpJson::Shared => "is that of another run in this workspace".to_owned(),
         McpJson::Workspace => match merge_in_workspace(plan) {
             Ok(()) => {
                 return clean(Place::Home, plan).err().map(|error| say::chain(&error)).into_iter().collect();

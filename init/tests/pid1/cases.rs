@@ -335,6 +335,12 @@ fn mcp_json(uids: Uids) {
             "moat: .mcp.json is under version control, so the merged one is in ~/.mcp.json\n",
         ),
         (
+            users,
+            "shared",
+            ".mcp.json:\"mine\" ~/.mcp.json:\"mine\" ~/.mcp.json:mcp/notion ",
+            "moat: .mcp.json is that of another run in this workspace, so the merged one is in ~/.mcp.json\n",
+        ),
+        (
             "{\"mine\"",
             "workspace",
             ".mcp.json:\"mine\" ~/.mcp.json:mcp/notion ",
