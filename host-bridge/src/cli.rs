@@ -193,16 +193,26 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(print::usage(&error)),
     };
-    let env = Environment::of_this_process();
-    let outcome = Home::find(&env)
-        .map_err(|error| Failure::new(error.to_string()))
-        .and_then(|home| cli.verb.run(&Context { env, home, global: cli.global }));
-    match outcome {
+    match cli.run(Environment::of_this_process()) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             print::failure(&failure);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+impl Cli {
+    fn run(self, env: Environment) -> Outcome {
+        let Self { global, verb } = self;
+        let verb = match verb {
+            // These answer without a home.
+            Verb::Version(args) => return args.run(&global),
+            Verb::Completion(args) => return args.run(),
+            other => other,
+        };
+        let home = Home::find(&env).map_err(|error| Failure::new(error.to_string()))?;
+        verb.run(&Context { env, home, global })
     }
 }
 
@@ -226,8 +236,8 @@ impl Verb {
             Self::Doctor(args) => args.run(context),
             Self::Proxy(args) => args.run(context),
             Self::Sidecar(args) => args.run(context),
-            Self::Completion(args) => args.run(context),
-            Self::Version(args) => args.run(context),
+            Self::Completion(args) => args.run(),
+            Self::Version(args) => args.run(&context.global),
             Self::Bridge(args) => args.run(context),
             Self::Sandbox(args) => args.run(context),
         }

@@ -36,7 +36,7 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
         print::note(&format!("Warning: {warning}"));
     }
     if context.global.dry_run {
-        return Ok(describe(&order));
+        return describe(&order, context.global.json);
     }
     crate::home::private_dir(context.home.root())
         .map_err(|error| Failure::new(format!("making {}: {error}", context.home.root().display())))?;
@@ -50,8 +50,19 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
 }
 
 /// What would be started.
-fn describe(order: &Order) -> u8 {
+fn describe(order: &Order, json: bool) -> Outcome {
     let servers: Vec<_> = order.config.servers.iter().map(|server| server.name.as_str()).collect();
+    if json {
+        let order = serde_json::json!({
+            "name": order.name.to_string(),
+            "runtime": "process",
+            "workspace": order.workspace.display().to_string(),
+            "command": order.command,
+            "servers": servers,
+        });
+        print::line(&format!("{order:#}"));
+        return Ok(moat_shared::exit::OK);
+    }
     let list = if servers.is_empty() { "none".to_owned() } else { servers.join(", ") };
     print::note(&format!(
         "Would start {} (process runtime)\n  workspace: {}\n  command:   {}\n  servers:   {list}",
@@ -59,7 +70,7 @@ fn describe(order: &Order) -> u8 {
         order.workspace.display(),
         order.command.join(" "),
     ));
-    moat_shared::exit::OK
+    Ok(moat_shared::exit::OK)
 }
 
 /// Would the sandbox have a terminal?

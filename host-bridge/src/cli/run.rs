@@ -73,9 +73,9 @@ impl Shared {
     /// What these flags say.
     pub(crate) fn request(self) -> Result<Request, Failure> {
         if self.keep {
-            return Err(Failure::new(
-                "--keep is not supported on the process runtime: nothing of a sandbox is left",
-            ));
+            super::print::note(
+                "Note: --keep changes nothing on the process runtime: nothing of a sandbox is left",
+            );
         }
         if self.rebuild {
             super::print::note("Note: --rebuild changes nothing on the process runtime, which has no images");

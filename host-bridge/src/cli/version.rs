@@ -1,14 +1,14 @@
 //! `moat version`.
 
-use super::{Context, Failure, Outcome, print};
+use super::{Failure, Global, Outcome, print};
 use crate::build::{COMMIT, VERSION, built};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
 impl Args {
-    pub(crate) fn run(self, context: &Context) -> Outcome {
-        if context.global.json {
+    pub(crate) fn run(self, global: &Global) -> Outcome {
+        if global.json {
             let version = serde_json::json!({"version": VERSION, "commit": COMMIT, "built": built()});
             let text =
                 serde_json::to_string_pretty(&version).map_err(|error| Failure::new(error.to_string()))?;

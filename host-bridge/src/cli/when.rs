@@ -17,6 +17,11 @@ pub(crate) fn clock(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone()).strftime("[%H:%M:%S%.3f]").to_string()
 }
 
+/// `2026-01-25 15:04:05`, in this time zone.
+pub(crate) fn date(time: Timestamp, zone: &TimeZone) -> String {
+    time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! `moat grant list` and `moat grant show`.
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use moat_shared::{
     exit,
     grant::{GrantKind, GrantName},
@@ -109,7 +109,7 @@ impl ShowArgs {
                 &serde_json::to_string_pretty(&shown).map_err(|error| Failure::new(error.to_string()))?,
             );
         } else {
-            print::line(&shown.text());
+            print::line(&shown.text(&TimeZone::system()));
         }
         Ok(exit::OK)
     }
@@ -133,10 +133,10 @@ impl<'a> Shown<'a> {
         }
     }
 
-    fn text(&self) -> String {
+    fn text(&self, zone: &TimeZone) -> String {
         let or =
             |list: &[String], none: &str| if list.is_empty() { none.to_owned() } else { list.join(", ") };
-        let expires = self.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string());
+        let expires = self.expires_at.map_or_else(|| "never".to_owned(), |at| when::date(at, zone));
         format!(
             "Provider:  {}\nType:      {}\nSource:    {}\nScopes:    {}\nHosts:     {}\nGranted:   {}\nExpires:   \
              {expires}\nToken:     {}",
@@ -145,7 +145,7 @@ impl<'a> Shown<'a> {
             visible(self.source),
             visible(&or(self.scopes, "-")),
             visible(&or(&self.hosts, "none yet")),
-            self.granted_at,
+            when::date(self.granted_at, zone),
             visible(&self.token),
         )
     }
@@ -194,15 +194,17 @@ mod tests {
 
     #[test]
     fn shown_without_the_token() {
-        let text = Shown::of(&credential("mcp-context7", "ctx7sk-0123456789abcd"), false).text();
+        let mut credential = credential("mcp-context7", "ctx7sk-0123456789abcd");
+        credential.expires_at = Some("2026-02-01T00:00:00Z".parse().unwrap());
+        let text = Shown::of(&credential, false).text(&TimeZone::fixed(jiff::tz::offset(1)));
         insta::assert_snapshot!(text, @r"
         Provider:  mcp-context7
         Type:      token
         Source:    static
         Scopes:    -
         Hosts:     mcp.context7.com
-        Granted:   2026-01-25T10:00:00Z
-        Expires:   never
+        Granted:   2026-01-25 11:00:00
+        Expires:   2026-02-01 01:00:00
         Token:     ****************abcd
         ");
     }
