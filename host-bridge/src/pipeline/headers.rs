@@ -49,25 +49,47 @@ const IN_ANOTHER_FORM: [&str; 5] = ["a-im", "accept-charset", "if-range", "range
 /// nothing may name a run (T5).
 pub(super) fn to_upstream(headers: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(headers);
-    let own = |name: &HeaderName| {
-        matches!(
-            name.as_str(),
-            "host" | "content-length" | "expect" | "origin" | "forwarded" | "accept-encoding"
-        ) || ELSEWHERE.contains(&name.as_str())
-            || IN_ANOTHER_FORM.contains(&name.as_str())
-            || name.as_str().starts_with("x-forwarded-")
-            || name.as_str().starts_with("x-moat-")
-            || name.as_str().starts_with("moat-")
-    };
     let mut kept = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
-        if !is_hop_by_hop_request(name) && !own(name) && !named.contains(name) {
+        if !is_hop_by_hop_request(name) && !is_own(name) && !is_alias(name) && !named.contains(name) {
             kept.append(name, value.clone());
         }
     }
     // Compressed bytes cannot be scanned as they pass (section 6.6).
     kept.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     kept
+}
+
+fn is_own(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(name, "host" | "content-length" | "expect" | "origin" | "forwarded" | "accept-encoding")
+        || ELSEWHERE.contains(&name)
+        || IN_ANOTHER_FORM.contains(&name)
+        || name.starts_with("x-forwarded-")
+        || name.starts_with("x-moat-")
+        || name.starts_with("moat-")
+}
+
+/// Servers behind CGI and its heirs (WSGI, Rack, PHP) cannot tell `_` from `-`: what was judged under one name must not
+/// come in under the other.
+fn is_alias(name: &HeaderName) -> bool {
+    let Some(plain) = with_hyphens(name) else { return false };
+    let judged = matches!(
+        plain.as_str(),
+        "authorization" | "cookie" | "content-type" | "content-encoding" | "last-event-id"
+    );
+    judged || plain.as_str().starts_with("mcp-") || is_hop_by_hop(&plain) || is_own(&plain)
+}
+
+/// Is one of these names the other to a server that cannot tell `_` from `-`?
+pub(super) fn are_alike(a: &HeaderName, b: &HeaderName) -> bool {
+    let plain = |name: &HeaderName| with_hyphens(name).unwrap_or_else(|| name.clone());
+    plain(a) == plain(b)
+}
+
+/// The name that some take it for, if it is another one.
+fn with_hyphens(name: &HeaderName) -> Option<HeaderName> {
+    name.as_str().contains('_').then(|| name.as_str().replace('_', "-").parse().ok()).flatten()
 }
 
 /// `Proxy-Authorization` stays for the moment: it is dropped with a record, as a credential.
@@ -146,6 +168,9 @@ mod tests {
     #[test_case("x-rewrite-url"; "another path for others")]
     #[test_case("x-http-method-override"; "another method")]
     #[test_case("x-real-ip"; "another peer")]
+    #[test_case("transfer_encoding"; "framing for CGI")]
+    #[test_case("mcp_session_id"; "r15 a session for CGI")]
+    #[test_case("x_forwarded_for"; "another peer for CGI")]
     #[test_case("range"; "an echo in halves")]
     #[test_case("if-range"; "an echo in halves, perhaps")]
     #[test_case("accept-charset"; "an echo in UTF-16")]
@@ -158,6 +183,7 @@ mod tests {
     #[test_case("mcp-param-region"; "mcp param")]
     #[test_case("last-event-id"; "r16 last event id")]
     #[test_case("x-unknown"; "unknown")]
+    #[test_case("x_unknown"; "unknown, with an underscore")]
     fn r2_end_to_end(name: &'static str) {
         assert!(to_upstream(&headers(&[(name, "1")])).contains_key(name));
     }

@@ -215,18 +215,22 @@ pub(super) fn inject(
     Ok(Ready { placed, request, asked, credential })
 }
 
-/// The configured header holds the stub, once, or is absent.
+/// The configured header holds the stub, once, or is absent, under whatever name a server may take for it.
 fn check_stub(server: &Server, received: &HeaderMap) -> Result<(), PipelineError> {
     let Some(injection) = &server.inject else { return Ok(()) };
     let stub = injection.grant.stub();
-    let mut values = received.get_all(injection.header.name()).iter();
+    let foreign = || PipelineError::ForeignCredential {
+        server: server.name.to_string(),
+        header: injection.header.as_str().to_owned(),
+    };
+    let configured = injection.header.name();
+    let alias = received.keys().any(|name| name != configured && headers::are_alike(name, configured));
+    let mut values = received.get_all(configured).iter();
     match (values.next(), values.next()) {
+        _ if alias => Err(foreign()),
         (None, _) => Ok(()),
         (Some(value), None) if stub.is(value.as_bytes()) => Ok(()),
-        _ => Err(PipelineError::ForeignCredential {
-            server: server.name.to_string(),
-            header: injection.header.as_str().to_owned(),
-        }),
+        _ => Err(foreign()),
     }
 }
 
@@ -281,6 +285,8 @@ mod tests {
     #[test_case(&[("context7_api_key", "real-key")] => false; "a real one")]
     #[test_case(&[("context7_api_key", "Bearer moat-stub-mcp-context7")] => false; "with a scheme")]
     #[test_case(&[("context7_api_key", "moat-stub-mcp-other")] => false; "another grant's")]
+    #[test_case(&[("context7-api-key", "real-key")] => false; "a real one under a name that some take for it")]
+    #[test_case(&[("context7_api-key", "moat-stub-mcp-context7")] => false; "the stub under such a name")]
     #[test_case(&[("context7_api_key", "moat-stub-mcp-context7"), ("context7_api_key", "moat-stub-mcp-context7")] => false; "twice")]
     fn r7_the_configured_header(headers: &[(&str, &str)]) -> bool {
         check_stub(&server(), &map(headers)).is_ok()

@@ -116,7 +116,9 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
 
     let mut env = config.env.clone();
     env.extend(request.env);
-    let warnings = settings.warnings.iter().chain(&config.warnings).map(ToString::to_string).collect();
+    let mut warnings: Vec<String> =
+        settings.warnings.iter().chain(&config.warnings).map(ToString::to_string).collect();
+    warnings.extend(exposed_home(&workspace, context.env.user_home().as_deref()));
     let Request { agent, confirm, .. } = request;
     Ok(Order { name, workspace, agent, command, confirm, env, mounts, config, warnings })
 }
@@ -125,6 +127,18 @@ fn workspace(path: &Path) -> Result<PathBuf, OrderError> {
     let found = fs::canonicalize(path)
         .map_err(|source| OrderError::Workspace { path: path.to_path_buf(), source })?;
     if found.is_dir() { Ok(found) } else { Err(OrderError::NoDirectory(found)) }
+}
+
+/// A workspace is wide open to the sandbox: nobody should start one in the home by mistake.
+fn exposed_home(workspace: &Path, home: Option<&Path>) -> Option<String> {
+    let home = home.and_then(|home| fs::canonicalize(home).ok())?;
+    home.starts_with(workspace).then(|| {
+        format!(
+            "the workspace {} holds your home directory: the sandbox can read and change everything in it, keys and \
+             shell profiles included",
+            workspace.display()
+        )
+    })
 }
 
 /// Only what can be enforced is accepted.
@@ -148,6 +162,18 @@ fn check_runtime(flag: Option<&str>, config: &Config) -> Result<(), RuntimeError
 mod tests {
     use super::*;
     use test_case::test_case;
+
+    #[test_case("" => true; "the home")]
+    #[test_case("." => true; "the home, too")]
+    #[test_case(".." => true; "above it")]
+    #[test_case("project" => false; "below it")]
+    fn a_workspace_that_holds_the_home_is_told(workspace: &str) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
+        fs::create_dir_all(home.join("project")).unwrap();
+        let workspace = fs::canonicalize(home.join(workspace)).unwrap();
+        exposed_home(&workspace, Some(&home)).is_some()
+    }
 
     #[test_case(None, None => Ok(()))]
     #[test_case(Some("docker"), None => Err("the docker runtime is not supported yet".to_owned()))]
