@@ -22,14 +22,24 @@ const KEPT: [&str; 9] = [
     "CARGO_TARGET_",
 ];
 
-/// What would change the sidecar's code: it has flags of its own, and no linter or coverage tool around it.
-const CLEARED: [&str; 6] = [
+/// What would change the sidecar's code (it has flags of its own, and no linter or coverage tool around it), and what
+/// cargo tells this script alone: it differs from profile to profile, and build scripts of dependencies that read it
+/// (ring's does) would have the sidecar built anew for each.
+const CLEARED: [&str; 14] = [
     "RUSTFLAGS",
     "RUSTDOCFLAGS",
     "RUSTC_WORKSPACE_WRAPPER",
     "CARGO_TARGET_DIR",
     "LLVM_PROFILE_FILE",
     "CLIPPY_ARGS",
+    "DEBUG",
+    "HOST",
+    "NUM_JOBS",
+    "OPT_LEVEL",
+    "OUT_DIR",
+    "PROFILE",
+    "RUSTC_LINKER",
+    "TARGET",
 ];
 
 fn main() -> ExitCode {

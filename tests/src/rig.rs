@@ -87,11 +87,22 @@ fn build_moat() -> Outcome<PathBuf> {
     }
     let target = directory.parent().unwrap_or(&directory);
     build.arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+    // `cargo run` and `cargo test` tell us which package we are. Told to cargo again, that changes the fingerprint of
+    // build scripts that read it (ring's), and everything would be built anew, each time that one follows the other.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_a_package(&name.to_string_lossy())) {
+        build.env_remove(name);
+    }
     let output = build.output()?;
     ensure(output.status.success(), || {
         format!("moat cannot be built:\n{}", String::from_utf8_lossy(&output.stderr))
     })?;
     Ok(directory.join("moat"))
+}
+
+/// Does cargo set this variable for what it runs, by what that is?
+fn is_of_a_package(name: &str) -> bool {
+    const OWN: [&str; 4] = ["CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
+    OWN.contains(&name) || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 
 /// What a command of moat left behind.
