@@ -1,8 +1,8 @@
 //! Sandboxes: what makes them, attaches to them and ends them.
 //!
 //! ```text
-//! Runtime ──create──► Created ──start──► Running ──wait──► exit code
-//!                       │ view: what the plan must say      └─ signal, kill
+//! Runtime ──create──► Created ──build──► Built ──start──► Running ──wait──► exit code
+//!                       │ view: what the plan must say       └─ signal, kill
 //! ```
 //!
 //! A runtime knows nothing of servers, credentials or moat.yaml.
@@ -69,11 +69,18 @@ pub(crate) trait Runtime {
     fn create(&self, order: Order) -> Result<Self::Created, RuntimeError>;
 }
 
-/// Decided, not started.
+/// Decided, nothing exists.
 pub(crate) trait Created {
-    type Running: Running;
+    type Built: Built;
     fn view(&self) -> View;
-    /// Builds the sandbox and starts PID 1 with what it is told. Dropping the future leaves nothing.
+    /// Has the sandbox built while the caller does something else. What fails there is told by [`Built::start`].
+    fn build(self) -> Result<Self::Built, RuntimeError>;
+}
+
+/// On its way: PID 1 does nothing until it is told what. Dropping it leaves nothing.
+pub(crate) trait Built {
+    type Running: Running;
+    /// Tells PID 1, once it is there. Dropping the future leaves nothing.
     fn start(self, startup: &Startup) -> impl Future<Output = Result<(Self::Running, Io), RuntimeError>>;
 }
 

@@ -1,7 +1,7 @@
 //! PID 1 duties and agent configuration files, as a library without an async runtime.
 //!
 //! ```text
-//! startup (plan + key) ──► files ──► relay ──► ready ──► hook ──► agent ──► sweep ──► exit code
+//! startup (plan + key) ──► relay ──► files ──► relay is ready ──► hook ──► agent ──► sweep ──► exit code
 //! ```
 //!
 //! [`run`] is all of it. It knows nothing of MCP, TLS or the tunnel: the relay is this same binary, started again
@@ -39,8 +39,6 @@ enum BootError {
     Terminal(#[source] io::Error),
     #[error(transparent)]
     Relay(#[from] relay::RelayError),
-    #[error(transparent)]
-    Files(#[from] files::FileError),
     #[error("lost control of the sandbox")]
     Loop(#[source] io::Error),
 }
@@ -65,11 +63,13 @@ fn boot(startup: Startup) -> Result<u8, BootError> {
         terminal::adopt().map_err(BootError::Terminal)?;
     }
     let relay = relay::Relay::bind(&plan, identity)?;
-    files::put_in(&plan)?;
-    let code = pid1::Pid1::new(&plan, relay, signals).run().map_err(BootError::Loop);
-    match files::take_out(&plan) {
-        Ok(()) | Err(files::FileError::Told) => {}
-        Err(error) => say::error(&error),
+    let mut pid1 = pid1::Pid1::new(&plan, relay, signals);
+    let code = pid1.run().map_err(BootError::Loop);
+    if pid1.has_put_files_in() {
+        match files::take_out(&plan) {
+            Ok(()) | Err(files::FileError::Told) => {}
+            Err(error) => say::error(&error),
+        }
     }
     code
 }

@@ -21,7 +21,7 @@ use nix::{
 };
 
 use crate::{
-    environ,
+    environ, files,
     relay::{self, Relay},
     say,
     spawn::{self, Program, Session},
@@ -52,6 +52,7 @@ pub(crate) struct Pid1<'a> {
     /// The hook or the agent; also its process group.
     main: Option<Pid>,
     timers: BTreeMap<Timer, Instant>,
+    files_are_in: bool,
 }
 
 /// What an action led to.
@@ -64,11 +65,11 @@ enum Outcome {
 impl<'a> Pid1<'a> {
     pub(crate) fn new(plan: &'a Plan, relay: Relay, signals: SignalFd) -> Self {
         let supervisor = Supervisor::new(plan);
-        Self { plan, supervisor, relay, signals, main: None, timers: BTreeMap::new() }
+        Self { plan, supervisor, relay, signals, main: None, timers: BTreeMap::new(), files_are_in: false }
     }
 
     /// Runs to the end and returns the exit code.
-    pub(crate) fn run(mut self) -> io::Result<u8> {
+    pub(crate) fn run(&mut self) -> io::Result<u8> {
         let mut actions = VecDeque::from(self.supervisor.begin());
         loop {
             while let Some(action) = actions.pop_front() {
@@ -84,9 +85,15 @@ impl<'a> Pid1<'a> {
         }
     }
 
+    /// Are there files to take out again?
+    pub(crate) fn has_put_files_in(&self) -> bool {
+        self.files_are_in
+    }
+
     fn perform(&mut self, action: Action) -> io::Result<Outcome> {
         match action {
             Action::StartRelay => return Ok(self.start_relay()),
+            Action::PutFiles => return Ok(self.put_files()),
             Action::StartHook => return Ok(self.start_hook()),
             Action::StartAgent => return Ok(self.start_agent()),
             Action::Forward(signal) => {
@@ -123,6 +130,20 @@ impl<'a> Pid1<'a> {
             Err(error) => {
                 relay::note(&mut self.relay, &error);
                 Outcome::Event(Event::Ended(Who::Relay, crate::supervise::Ended::Code(exit::SETUP)))
+            }
+        }
+    }
+
+    fn put_files(&mut self) -> Outcome {
+        match files::put_in(self.plan) {
+            Ok(()) => {
+                self.files_are_in = true;
+                Outcome::Done
+            }
+            Err(error) => {
+                say::error(&error);
+                self.relay.silence();
+                Outcome::Event(Event::NotStarted(exit::SETUP))
             }
         }
     }

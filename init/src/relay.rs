@@ -164,6 +164,11 @@ impl Relay {
         Ok(())
     }
 
+    /// What it says does not matter any more.
+    pub(crate) fn silence(&mut self) {
+        self.stderr = None;
+    }
+
     /// It was reaped. What it wrote last is still in the pipes.
     pub(crate) fn ended(&mut self, agent_runs: bool) {
         self.read_stderr(agent_runs);

@@ -74,6 +74,8 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
     StartRelay,
+    /// Write the agents' files, while the relay connects.
+    PutFiles,
     StartHook,
     StartAgent,
     /// Send a signal to the process group of the hook or the agent.
@@ -132,7 +134,7 @@ impl Supervisor {
 
     /// The first actions.
     pub(crate) fn begin(&self) -> Vec<Action> {
-        vec![Action::StartRelay, Action::Arm(Timer::Tunnel, limits::FIRST_TUNNEL)]
+        vec![Action::StartRelay, Action::Arm(Timer::Tunnel, limits::FIRST_TUNNEL), Action::PutFiles]
     }
 
     /// Has the agent been started, so that terminal and stderr are its own, to the end?
@@ -184,7 +186,7 @@ impl Supervisor {
                 no_tunnel(format!("no answer within {} seconds", limits::FIRST_TUNNEL.as_secs()))
             }
             Event::Ended(Who::Relay, ended) => no_tunnel(format!("the relay ended ({ended})")),
-            // Whoever could not start the relay has said why.
+            // Whoever could not start the relay or write the files has said why.
             Event::NotStarted(code) => return self.sweep(code),
             Event::Signal(signal) => return self.on_signal_while_waiting(signal),
             _ => return vec![],

@@ -38,7 +38,7 @@ fn said(text: &str) -> Vec<Action> {
 fn the_relay_is_first() {
     assert_eq!(
         supervisor(true, false).begin(),
-        [Action::StartRelay, Action::Arm(Timer::Tunnel, limits::FIRST_TUNNEL)]
+        [Action::StartRelay, Action::Arm(Timer::Tunnel, limits::FIRST_TUNNEL), Action::PutFiles]
     );
 }
 
@@ -58,6 +58,8 @@ fn the_agent(events: &[Event]) -> Vec<Action> {
 
 #[test_case(&[Event::NotReady("version 9 is needed".into())] => said("cannot reach the bridge: version 9 is needed; nothing was started"); "failed")]
 #[test_case(&[Event::Timer(Timer::Tunnel)] => said("cannot reach the bridge: no answer within 20 seconds; nothing was started"); "silence")]
+#[test_case(&[Event::NotStarted(exit::SETUP), Event::Alone] => vec![Action::Leave(exit::SETUP)]; "files cannot be written")]
+#[test_case(&[Event::NotStarted(exit::SETUP), Event::Ready] => Vec::<Action>::new(); "ready after that")]
 #[test_case(&[relay_ended()] => said("cannot reach the bridge: the relay ended (killed by signal 11); nothing was started"); "relay ended")]
 #[test_case(&[Event::Timer(Timer::Tunnel), Event::Alone] => vec![Action::Leave(exit::NO_TUNNEL)]; "own code")]
 #[test_case(&[Event::NotReady(String::new()), Event::Ready] => Vec::<Action>::new(); "ready is too late then")]

@@ -50,7 +50,7 @@ mod exposed {
     }
 }
 
-/// What PID 1 does, in this order: files, hook, relay, agent.
+/// What PID 1 does, in this order: relay and files, hook, agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {

@@ -165,7 +165,6 @@ mod tests {
         let metadata =
             Metadata::new("x".into(), Path::new("/w"), "process", Process::current(), Timestamp::UNIX_EPOCH);
         let mut run = Record::create(&home, "run_0123456789ab".parse().unwrap(), metadata).unwrap();
-        run.starting(&home).unwrap();
         run.running(&home, String::new(), Timestamp::UNIX_EPOCH).unwrap();
         (dir, home, run)
     }

@@ -152,7 +152,7 @@ impl Metadata {
             agent: String::new(),
             image: String::new(),
             container_id: String::new(),
-            state: State::Created,
+            state: State::Starting,
             interactive: false,
             created_at: now,
             started_at: None,
@@ -185,11 +185,6 @@ impl Record {
         let metadata = serde_json::from_slice(&text)
             .map_err(|source| MetadataError::Damaged { run: id.clone(), source })?;
         Ok(Some(Self { id: id.clone(), metadata }))
-    }
-
-    /// The sandbox is being made.
-    pub(crate) fn starting(&mut self, home: &Home) -> Result<(), MetadataError> {
-        self.become_state(home, State::Starting, |_| {})
     }
 
     /// The program runs in the sandbox that the runtime calls `container_id`.
@@ -315,7 +310,6 @@ mod tests {
         let (_dir, home) = home();
         let mut run = record(&home, Process::current());
         let on_disk = |id: &RunId| Record::read(&home, id).unwrap().unwrap();
-        run.starting(&home).unwrap();
         assert_eq!(on_disk(&run.id).state(), State::Starting);
         run.running(&home, "4711".into(), Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(on_disk(&run.id).metadata.container_id, "4711");
@@ -340,8 +334,9 @@ mod tests {
     fn a_forbidden_transition_changes_nothing() {
         let (_dir, home) = home();
         let mut run = record(&home, Process::current());
-        assert!(run.running(&home, String::new(), Timestamp::UNIX_EPOCH).is_err());
-        assert_eq!(run.metadata.state, State::Created);
+        run.running(&home, String::new(), Timestamp::UNIX_EPOCH).unwrap();
+        assert!(run.running(&home, "again".into(), Timestamp::UNIX_EPOCH).is_err());
+        assert_eq!(run.metadata.state, State::Running);
         assert_eq!(Record::read(&home, &run.id).unwrap().unwrap().metadata, run.metadata);
     }
 
@@ -349,7 +344,6 @@ mod tests {
     fn a_run_whose_holder_died_is_not_running() {
         let (_dir, home) = home();
         let mut run = record(&home, DEAD);
-        run.starting(&home).unwrap();
         run.running(&home, String::new(), Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(run.state(), State::Failed);
         assert!(run.error().contains("ended unexpectedly"));

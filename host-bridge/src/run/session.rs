@@ -1,9 +1,10 @@
 //! One run from its registration to its end.
 //!
 //! ```text
-//! register ──► start ──► hold until the sandbox ends ──► unregister
-//!     │          │             │ signal, `moat stop`: forward, wait, kill
-//!     └──────────┴── interrupted: nothing is left
+//! build ═══════════════╗
+//! register ──► on disk ═╩═► start ──► hold until the sandbox ends ──► unregister
+//!     │          │            │             │ signal, `moat stop`: forward, wait, kill
+//!     └──────────┴────────────┴── interrupted: nothing is left
 //! ```
 
 use std::time::Duration;
@@ -17,7 +18,7 @@ use moat_shared::{
 use nix::sys::signal::Signal;
 use tokio::{
     sync::mpsc,
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -38,7 +39,7 @@ use crate::{
         client::Client,
         spawn,
     },
-    runtime::{self, Created, Io, Running, Runtime},
+    runtime::{self, Built, Created, Io, Running, Runtime},
 };
 
 /// From a stop to SIGKILL: more than PID 1 takes for the same.
@@ -63,13 +64,22 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
             terminal: size,
         })
         .map_err(|error| Failure::from_error(&error))?;
+    let view = created.view();
+    // The sandbox comes into being while the run is registered. Nothing happens in it before PID 1 is told what.
+    let built = created.build().map_err(|error| Failure::from_error(&error))?;
     let Some((client, id, identity)) = register(&order, runtime.name(), context, &mut signals).await? else {
         return Ok(exit::from_signal(INTERRUPTED));
     };
     let session = Session { order, context, client, id, interactive: size.is_some() };
-    let outcome = session.registered(created, identity, runtime.name(), &mut signals).await;
-    session.unregister().await;
-    outcome
+    let mut record = match session.record(runtime.name()) {
+        Ok(record) => record,
+        Err(failure) => {
+            session.unregister().await;
+            return Err(failure);
+        }
+    };
+    let end = session.registered(built, view, identity, &mut record, &mut signals).await;
+    session.close(record, end).await
 }
 
 /// The number of SIGINT.
@@ -129,6 +139,15 @@ async fn farewell(client: &Client, run: &RunId) {
     }
 }
 
+/// How a run came to its end.
+enum End {
+    /// With the command's exit code.
+    Exited(u8),
+    /// Before there was a command.
+    Interrupted(Signal),
+    Failed(Failure),
+}
+
 /// A run that is registered.
 struct Session<'a> {
     order: Order,
@@ -141,38 +160,52 @@ struct Session<'a> {
 impl Session<'_> {
     async fn registered(
         &self,
-        created: impl Created,
+        built: impl Built,
+        view: runtime::View,
         identity: Identity,
-        runtime: &str,
+        record: &mut Record,
         signals: &mut Signals,
-    ) -> Result<u8, Failure> {
-        let home = &self.context.home;
-        let mut record = self.record(runtime)?;
-        let failed = |error| Failure::from_error(&error);
-        record.starting(home).map_err(failed)?;
-        let startup = self.startup(created.view(), identity)?;
+    ) -> End {
+        let startup = match self.startup(view, identity) {
+            Ok(startup) => startup,
+            Err(failure) => return End::Failed(failure),
+        };
         let started = tokio::select! {
-            started = patiently("Building the sandbox...", created.start(&startup)) => started,
-            signal = signals.stop() => {
-                record.failed(home, "interrupted".to_owned(), Timestamp::now()).map_err(failed)?;
-                return Ok(code_of(signal));
-            }
+            started = patiently("Building the sandbox...", built.start(&startup)) => started,
+            signal = signals.stop() => return End::Interrupted(signal),
         };
         drop(startup);
         let ended = match started {
-            Ok((running, io)) => self.started(running, io, &mut record, signals).await,
+            Ok((running, io)) => self.started(running, io, record, signals).await,
             Err(error) => Err(Failure::from_error(&error)),
         };
-        match ended {
-            Ok(code) => {
-                record.stopped(home, code, Timestamp::now()).map_err(failed)?;
+        ended.map_or_else(End::Failed, End::Exited)
+    }
+
+    /// Takes note of the end: this command in the run's metadata, the bridge in its list, both at the same time.
+    async fn close(&self, mut record: Record, end: End) -> Result<u8, Failure> {
+        let (home, now) = (self.context.home.clone(), Timestamp::now());
+        let noted = match &end {
+            End::Exited(code) => Ok(*code),
+            End::Interrupted(_) => Err("interrupted".to_owned()),
+            End::Failed(failure) => Err(failure.text.clone()),
+        };
+        let write = move || match noted {
+            Ok(code) => record.stopped(&home, code, now),
+            Err(reason) => record.failed(&home, reason, now),
+        };
+        let (written, ()) = tokio::join!(spawn_blocking(write), self.unregister());
+        let written = match written {
+            Ok(written) => written.map_err(|error| Failure::from_error(&error)),
+            Err(error) => Err(Failure::new(format!("writing how the run ended: {error}"))),
+        };
+        match (end, written) {
+            (End::Exited(code), Ok(())) => {
                 print::note(&format!("View output: moat logs {}", self.id));
                 Ok(code)
             }
-            Err(failure) => {
-                record.failed(home, failure.text.clone(), Timestamp::now()).map_err(failed)?;
-                Err(failure)
-            }
+            (End::Interrupted(signal), Ok(())) => Ok(code_of(signal)),
+            (End::Failed(failure), Ok(())) | (_, Err(failure)) => Err(failure),
         }
     }
 

@@ -18,7 +18,10 @@ mod tree;
 use std::{
     fs::File,
     io::{self, Write},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -36,7 +39,11 @@ use nix::{
     },
     unistd::Pid,
 };
-use tokio::{io::Interest, net::UnixDatagram, process::Child};
+use tokio::{
+    io::{AsyncWriteExt, Interest},
+    net::{UnixDatagram, unix::pipe},
+    process::Child,
+};
 
 use self::spec::{Report, Spec};
 use super::{Io, Order, Runtime, RuntimeError, View};
@@ -60,6 +67,14 @@ pub(crate) struct Created {
     spec: Spec,
     path: String,
     home: PathBuf,
+}
+
+/// The builder at work. PID 1 waits at the other end of `startup`.
+#[derive(Debug)]
+pub(crate) struct Building {
+    running: Running,
+    status: OwnedFd,
+    startup: OwnedFd,
 }
 
 /// The builder, which watches PID 1 and ends with it.
@@ -161,7 +176,7 @@ impl Process<'_> {
 }
 
 impl super::Created for Created {
-    type Running = Running;
+    type Built = Building;
 
     fn view(&self) -> View {
         let user =
@@ -175,9 +190,10 @@ impl super::Created for Created {
         }
     }
 
-    async fn start(self, startup: &Startup) -> Result<(Running, Io), RuntimeError> {
+    fn build(self) -> Result<Building, RuntimeError> {
+        self.make_tunnel_dir()?;
         let spec = document(&self.spec)?;
-        let startup = document(startup)?;
+        let (startup, told) = io::pipe().map_err(failed("making a pipe"))?;
         let (status, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(failed("making a socket pair"))?;
@@ -199,10 +215,41 @@ impl super::Created for Created {
         }
         let builder = command.spawn().map_err(failed("starting the sandbox's builder"))?;
         drop((spec, startup, theirs, alive_end));
-        let mut running = Running { builder, _alive: alive };
-        let io = running.reported(status).await?;
+        Ok(Building { running: Running { builder, _alive: alive }, status, startup: told.into() })
+    }
+}
+
+impl Created {
+    /// Where no bridge has ever run, its directory for tunnels is not there yet; the mode is the bridge's to open.
+    fn make_tunnel_dir(&self) -> Result<(), RuntimeError> {
+        let mut new = std::fs::DirBuilder::new();
+        new.recursive(true)
+            .mode(0o700)
+            .create(&self.spec.tunnel_dir)
+            .map_err(failed("making the tunnel's directory"))
+    }
+}
+
+impl super::Built for Building {
+    type Running = Running;
+
+    async fn start(self, startup: &Startup) -> Result<(Running, Io), RuntimeError> {
+        let Self { mut running, status, startup: told } = self;
+        let (told, io) = tokio::join!(tell(told, startup), running.reported(status));
+        // Who does not listen has said why.
+        let io = io?;
+        told?;
         Ok((running, io))
     }
+}
+
+/// Writes the plan and the run's key into the pipe that PID 1 reads to its end.
+async fn tell(to: OwnedFd, startup: &Startup) -> Result<(), RuntimeError> {
+    let doing = || failed("telling PID 1 what to do");
+    let text =
+        zeroize::Zeroizing::new(serde_json::to_vec(startup).map_err(io::Error::from).map_err(doing())?);
+    let mut to = pipe::Sender::from_owned_fd(to).map_err(doing())?;
+    to.write_all(&text).await.map_err(doing())
 }
 
 impl Running {
@@ -272,8 +319,7 @@ fn document<T: serde::Serialize>(what: &T) -> Result<OwnedFd, RuntimeError> {
     const DOING: &str = "writing what the sandbox is told";
     let fd = memfd_create(c"moat", MFdFlags::MFD_CLOEXEC).map_err(failed(DOING))?;
     let mut file = File::from(fd);
-    let text =
-        zeroize::Zeroizing::new(serde_json::to_vec(what).map_err(io::Error::from).map_err(failed(DOING))?);
+    let text = serde_json::to_vec(what).map_err(io::Error::from).map_err(failed(DOING))?;
     file.write_all(&text).map_err(failed(DOING))?;
     io::Seek::rewind(&mut file).map_err(failed(DOING))?;
     Ok(file.into())

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! moat run ──spawns──► builder ──forks into new namespaces──► PID 1 (see `inside`)
-//!     │ spec, startup      │ file system, maps ── go ─────────►│ exec moat-sidecar
+//!     │ spec               │ file system, maps ── go ─────────►│ exec moat-sidecar
 //!     ◄──── report, descriptors of stdio or terminal ──────────┤
+//!     ├── startup, when the run is registered ────────────────►│ what PID 1 does
 //!     └── alive ──────────►│ signals, exit code ◄─────────────►│
 //! ```
+//!
+//! `moat run` registers the run meanwhile: PID 1 is the sidecar early, and waits for its startup.
 //!
 //! It dies with its holder, by signal and by the end of `alive`, and PID 1 dies with it.
 
@@ -45,7 +48,7 @@ pub(crate) struct Descriptors {
     /// The [`Spec`], to be read
     #[arg(long)]
     spec_fd: RawFd,
-    /// What PID 1 is told; handed on unread
+    /// What PID 1 is told, in the end; handed on unread
     #[arg(long)]
     startup_fd: RawFd,
     /// Where reports go
@@ -113,12 +116,14 @@ fn start(descriptors: Descriptors, status: &OwnedFd) -> Result<Running, BuildErr
 
 fn read_spec(fd: OwnedFd) -> Result<Spec, BuildError> {
     let doing = || "reading what to build".to_owned();
-    let file = fs::File::from(fd);
+    let mut file = fs::File::from(fd);
     let length = file.metadata().doing(doing)?.len();
     if length > limits::PLAN as u64 {
         return Err(BuildError::new("what to build is too long"));
     }
-    serde_json::from_reader(file).map_err(io::Error::from).doing(doing)
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut file, &mut text).doing(doing)?;
+    serde_json::from_slice(&text).map_err(io::Error::from).doing(doing)
 }
 
 /// SIGKILL when the parent dies. It may have died before: then `alive` has ended.
