@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -53,7 +53,7 @@ fn runs_where_nothing_else_is() -> Outcome {
     let path = exported(&rig)?;
     let kinds = segments(&fs::read(&path)?)?;
     ensure(!kinds.contains(&INTERPRETER), || "it wants a dynamic linker".to_owned())?;
-    let root = path.parent().unwrap_or(Path::new("/"));
+    let root = path.parent().unwrap_or(&path);
     ensure(fs::read_dir(root)?.count() == 1, || "the root is not empty but for the sidecar".to_owned())?;
     let output = Command::new("unshare")
         .args(["-r", "chroot"])
