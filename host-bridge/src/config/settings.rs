@@ -4,13 +4,9 @@ use crate::{env::Environment, home::Home};
 
 use super::{Mount, Problems, Warning, fields::Fields, mount, problem::Report, read, yaml, yaml::Value};
 
-const RETENTION_DAYS: u32 = 14;
-
 /// A checked config.yaml, or the defaults where there is none.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// How long debug logs are kept.
-    pub(crate) debug_retention_days: u32,
     /// Always read-only, with absolute sources.
     pub(crate) mounts: Vec<Mount>,
     pub(crate) warnings: Vec<Warning>,
@@ -28,8 +24,7 @@ impl Settings {
         let root = yaml::parse(text)
             .map_err(|source| Problems::Parsing { file: report.file.clone(), source })?
             .filter(|root| !root.is_null());
-        let mut settings =
-            Self { debug_retention_days: RETENTION_DAYS, mounts: Vec::new(), warnings: Vec::new() };
+        let mut settings = Self { mounts: Vec::new(), warnings: Vec::new() };
         if let Some(top) =
             root.as_ref().and_then(|root| Fields::of(root, String::new(), "config.yaml", &mut report))
         {
@@ -43,8 +38,9 @@ impl Settings {
         top.check_keys(&["debug", "mounts", "proxy", "profiles"], report);
         if let Some(debug) = top.map("debug", report) {
             debug.check_keys(&["retention_days"], report);
-            if let Some(days) = number(&debug, "retention_days", 0..=3650, report) {
-                self.debug_retention_days = days;
+            // No debug logs are written, so there are none to keep.
+            if number(&debug, "retention_days", 0..=3650, report).is_some() {
+                report.ignored("debug.retention_days");
             }
         }
         if let Some(proxy) = top.map("proxy", report) {
@@ -106,8 +102,8 @@ mod tests {
         let text =
             "debug: {retention_days: 3}\nproxy: {port: 8080}\nmounts: ['~/ref:/ref', '/data:/data:rw']\n";
         let settings = parse(text).unwrap();
-        assert_eq!(settings.debug_retention_days, 3);
-        assert_eq!(settings.warnings, []);
+        let warnings: Vec<_> = settings.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(warnings, ["config.yaml: 'debug.retention_days' is not supported yet and is ignored"]);
         let mounts: Vec<_> =
             settings.mounts.iter().map(|mount| (mount.source.to_str().unwrap(), mount.read_only)).collect();
         assert_eq!(mounts, [("/home/me/ref", true), ("/data", true)]);
@@ -117,7 +113,7 @@ mod tests {
     fn no_file_means_the_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let settings = Settings::load(&Home::at(dir.path()), &Environment::default()).unwrap();
-        assert_eq!((settings.debug_retention_days, settings.mounts.len()), (14, 0));
+        assert_eq!(settings, Settings { mounts: Vec::new(), warnings: Vec::new() });
     }
 
     #[test_case(
