@@ -271,3 +271,41 @@ fn typed_on_a_terminal() {
     let shown = rig.run(&["grant", "show", "mcp-context7", "--show-token"], "").out;
     assert!(shown.contains(SECRET), "{shown}");
 }
+
+/// Ctrl-C while the echo is off must not leave the terminal so.
+#[cfg(target_os = "linux")]
+#[test]
+fn interrupted_while_typing() {
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+
+    let rig = rig();
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
+    let mut command = Command::new("setsid");
+    rig.set_up(&mut command);
+    command
+        .env("PATH", "/usr/bin:/bin")
+        .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_moat"), "grant", "mcp", "context7"])
+        .stdin(slave(&pty.slave))
+        .stdout(slave(&pty.slave))
+        .stderr(slave(&pty.slave));
+    let mut child = command.spawn().unwrap();
+    let echoes = || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ECHO);
+    let mut terminal = fs::File::from(pty.master.try_clone().unwrap());
+    let mut screen = String::new();
+    let mut bytes = [0; 1024];
+    while !screen.ends_with("Credential: ") {
+        let count = terminal.read(&mut bytes).unwrap();
+        assert!(count > 0, "{screen}");
+        screen.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    // The prompt is there a moment before the echo is off.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while echoes() {
+        assert!(std::time::Instant::now() < deadline, "what is typed is hidden");
+        std::thread::yield_now();
+    }
+    terminal.write_all(b"\x03").unwrap();
+    assert!(!child.wait().unwrap().success(), "{screen}");
+    assert!(echoes(), "the terminal is as it was");
+}

@@ -1,8 +1,16 @@
 //! Asking people: questions on the terminal, and secrets that are not shown.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::{
+    io::{self, BufRead, IsTerminal},
+    os::unix::thread::JoinHandleExt,
+};
 
 use moat_shared::secret::Secret;
+use nix::sys::{
+    pthread::pthread_kill,
+    signal::{SigSet, SigmaskHow, Signal, raise},
+    termios::{SetArg, Termios, tcgetattr, tcsetattr},
+};
 
 use super::print;
 
@@ -33,7 +41,7 @@ impl Ask for Person {
 
     fn secret(&mut self, prompt: &str) -> io::Result<Secret<String>> {
         if io::stdin().is_terminal() {
-            return rpassword::prompt_password(prompt).map(Secret::new);
+            return echo_comes_back(|| rpassword::prompt_password(prompt).map(Secret::new));
         }
         first_line(io::stdin().lock())
     }
@@ -41,6 +49,42 @@ impl Ask for Person {
     fn say(&mut self, text: &str) {
         print::note(text);
     }
+}
+
+/// Hides nothing for good: a signal that ends the process while `work` has the echo off turns it on again first.
+fn echo_comes_back<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let before = tcgetattr(io::stdin())?;
+    let done = Signal::SIGUSR1;
+    let watched: SigSet =
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, done].into_iter().collect();
+    let mask = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let result = while_watched(watched, done, before, work);
+    mask.thread_set_mask()?;
+    result
+}
+
+/// The watcher takes the signals, which are blocked everywhere else; `done` sends it away.
+fn while_watched<T>(
+    watched: SigSet,
+    done: Signal,
+    before: Termios,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let watcher = std::thread::Builder::new().spawn(move || match watched.wait() {
+        Ok(signal) if signal == done => Ok(()),
+        Ok(signal) => die_of(signal, &before),
+        Err(error) => Err(error.into()),
+    })?;
+    let result = work();
+    pthread_kill(watcher.as_pthread_t(), done)?;
+    watcher.join().unwrap_or_else(|_| Err(io::Error::other("the watcher of signals died")))?;
+    result
+}
+
+fn die_of(signal: Signal, before: &Termios) -> io::Result<()> {
+    tcsetattr(io::stdin(), SetArg::TCSANOW, before)?;
+    SigSet::from(signal).thread_unblock()?;
+    Ok(raise(signal)?)
 }
 
 /// The first line, with or without its end. Nothing after it is looked at.
