@@ -136,7 +136,14 @@ impl Uplink {
     fn opened(&mut self, greeted: Greeted) -> Driver {
         let Greeted { sender, driver, bridge, protocol } = greeted;
         self.generation += 1;
-        log!("the tunnel is open: {}, bridge {}, protocol {protocol}", self.transport, bridge.build);
+        // The first is what a start is for, and needs no line on the user's terminal.
+        if self.generation > 1 {
+            log!(
+                "the tunnel is open again: {}, bridge {}, protocol {protocol}",
+                self.transport,
+                bridge.build
+            );
+        }
         let (generation, bridge) = (self.generation, Arc::new(bridge));
         self.link.send_replace(Link::Open(Opened { generation, sender, bridge, protocol }));
         driver
