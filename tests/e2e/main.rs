@@ -39,6 +39,13 @@ impl Test {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    // Before the first test, whose time it would take otherwise.
+    if !arguments.list
+        && let Err(trouble) = moat_tests::rig::moat_binary()
+    {
+        eprintln!("{trouble}");
+        return ExitCode::FAILURE;
+    }
     let required = std::env::var_os("MOAT_TESTS_REQUIRE").is_some_and(|value| value == "all");
     let subjects = [
         ("fixtures", fixtures::TESTS),

@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Every directory that the sandbox does not share with the host.
-const ROOTS: [&str; 9] = ["/tmp", "/run", "/var/tmp", "/dev/shm", "/home", "/root", "/mnt", "/opt", "/.moat"];
+const ROOTS: [&str; 8] = ["/tmp", "/run", "/var/tmp", "/dev/shm", "/home", "/root", "/mnt", "/.moat"];
 
 fn nothing_inside_holds_a_credential() -> Outcome {
     let stage = Stage::new()?;

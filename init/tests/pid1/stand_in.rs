@@ -49,9 +49,10 @@ pub(crate) fn relay() -> u8 {
     drop(ready);
     for connection in listener.incoming() {
         let mut connection = connection.unwrap();
-        let mut word = [0; 3];
-        connection.read_exact(&mut word).unwrap();
-        if &word == b"die" {
+        // The whole line: what is left unread would make the kernel reset the connection, and the answer be lost.
+        let mut line = [0; 4];
+        connection.read_exact(&mut line).unwrap();
+        if &line == b"die\n" {
             return 1;
         }
         writeln!(connection, "relay{closed}").unwrap();
