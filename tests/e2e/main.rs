@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     if !arguments.list
         && let Err(trouble) = moat_tests::rig::moat_binary()
     {
-        eprintln!("{trouble}");
+        say(&trouble.to_string());
         return ExitCode::FAILURE;
     }
     let required = std::env::var_os("MOAT_TESTS_REQUIRE").is_some_and(|value| value == "all");
