@@ -5,8 +5,7 @@ mod support;
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    process::Command,
+    os::unix::fs::PermissionsExt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
