@@ -9,7 +9,7 @@ use moat_shared::secret::Secret;
 use nix::sys::{
     pthread::pthread_kill,
     signal::{SigSet, SigmaskHow, Signal, raise},
-    termios::{SetArg, Termios, tcgetattr, tcsetattr},
+    termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr},
 };
 
 use super::print;
@@ -58,7 +58,15 @@ fn echo_comes_back<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let watched: SigSet =
         [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, done].into_iter().collect();
     let mask = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let result = while_watched(watched, done, before, work);
+    let result = while_watched(watched, done, before.clone(), || {
+        // Before the prompt is seen: who types at once is not shown either.
+        let mut hidden = before.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO);
+        tcsetattr(io::stdin(), SetArg::TCSANOW, &hidden)?;
+        let answer = work();
+        tcsetattr(io::stdin(), SetArg::TCSANOW, &before)?;
+        answer
+    });
     mask.thread_set_mask()?;
     result
 }
