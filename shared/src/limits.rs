@@ -10,8 +10,10 @@ pub const STREAMED_BODY: u64 = 1 << 30;
 pub const HEADER_LIST: u32 = 64 * 1024;
 /// Number of header lines of one message.
 pub const HEADER_COUNT: usize = 256;
-/// How deep JSON may nest.
+/// How deep JSON may nest in an agent's file.
 pub const JSON_DEPTH: usize = 128;
+/// How deep the JSON of a request may nest. Every reader goes as deep (serde_json stops at 127).
+pub const RPC_DEPTH: usize = 64;
 /// Streams that one run may have open: each agent keeps one per server, and calls on top (T1).
 pub const STREAMS_PER_RUN: u32 = 4096;
 /// How long an agent may take to send its request's head (slow headers).

@@ -25,7 +25,7 @@ pub(crate) use self::json::Fault;
 use self::{
     claims::Claims,
     envelope::Envelope,
-    json::{Duplicates, Reader},
+    json::{Reader, Rigour},
     passing::Passing,
 };
 use super::{error::PipelineError, place::Placed};
@@ -109,7 +109,7 @@ struct Judge {
 impl Default for Judge {
     fn default() -> Self {
         Self {
-            reader: Reader::new(Duplicates::Refused),
+            reader: Reader::new(Rigour::Strict),
             envelope: Envelope::default(),
             claims: Claims::default(),
             taken: 0,

@@ -7,7 +7,7 @@ use moat_shared::rpc::{ID_MAX, RawId};
 
 use crate::pipeline::parse::{
     Asked, Fault,
-    json::{Duplicates, Kind, Reader, Visitor},
+    json::{Kind, Reader, Rigour, Visitor},
 };
 
 /// Responses whose ids are remembered. No request asks for more (a batch is bounded).
@@ -135,7 +135,7 @@ impl Watch {
 
     fn data(&mut self, bytes: &[u8]) {
         let (reader, answer) =
-            self.event.get_or_insert_with(|| (Reader::new(Duplicates::Ignored), Answer::default()));
+            self.event.get_or_insert_with(|| (Reader::new(Rigour::Lenient), Answer::default()));
         if !answer.unreadable && reader.push(bytes, answer).is_err() {
             answer.unreadable = true;
         }
@@ -251,6 +251,7 @@ mod tests {
     #[test_case(b"datax: {\"id\":1,\"result\":{}}\n\n" => (1, false); "another field")]
     #[test_case(b"id: 7\ndata:\n\n" => (1, true); "priming event")]
     #[test_case(b"id\n\n" => (1, true); "id without a value")]
+    #[test_case(b"data: {\"id\":1,\"result\":[1e999,12345678901234567891,\"\\ud800\",{\"a\":1,\"A\":2,\"a\":3,\"\\udc00\":4}]}\n\n" => (0, false); "what no request may hold")]
     #[test_case(b"data: not json\n\ndata: {\"id\":1,\"result\":{}}\n\n" => (0, false); "after an unreadable one")]
     fn one(stream: &[u8]) -> (usize, bool) {
         watch(ONE, stream, stream.len())

@@ -1,14 +1,18 @@
 //! A strict JSON reader that takes bytes as they come, holds none of them but the token it was asked for, and tells a
 //! [`Visitor`] where it is.
 //!
-//! Refused is what two decoders could read differently: bytes that are not UTF-8, a key twice in one object, numbers
-//! outside the grammar or beyond a double, nesting beyond a limit, anything after the value.
+//! Refused is what two decoders could read differently: bytes that are not UTF-8, a key twice in one object (also in
+//! another case: Go takes the last one), half a surrogate pair, numbers outside the grammar or that a double does not
+//! hold, nesting beyond a limit, anything after the value.
 
+pub(super) mod fold;
 mod number;
 mod utf8;
 
-use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hasher, RandomState},
+};
 
 use moat_shared::limits;
 
@@ -31,8 +35,14 @@ pub(crate) enum Fault {
     DuplicateKey,
     #[error("a key differs only by case from one that has a meaning")]
     KeyCase,
-    #[error("a name that not every reader reads alike")]
+    #[error("a text that not every reader reads alike")]
     Ambiguous,
+    #[error("an id that not every reader reads alike: it must be a short string or an integer")]
+    Id,
+    #[error("params, or what this method takes in it, is of the wrong type")]
+    Params,
+    #[error("a batch, or a message in it, that this protocol version does not have")]
+    Batch,
     #[error("nested too deep")]
     Depth,
     #[error("too long")]
@@ -75,11 +85,13 @@ pub(crate) trait Visitor {
     fn end(&mut self, depth: usize, kind: Kind, token: Option<&str>) -> Result<(), Fault>;
 }
 
-/// Are keys that come twice refused? Yes for requests; an upstream's answers are not ours to judge.
+/// How much is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Duplicates {
-    Refused,
-    Ignored,
+pub(crate) enum Rigour {
+    /// A request: whatever two decoders could read differently.
+    Strict,
+    /// An upstream's answer, which is not ours to judge: what is no JSON.
+    Lenient,
 }
 
 /// Keys alive in all open objects. A legal message has a handful.
@@ -88,6 +100,10 @@ const LIVE_KEYS: usize = 64 * 1024;
 const KEY_MAX: usize = 4096;
 /// Bytes of one number.
 const NUMBER_MAX: usize = 1024;
+/// Integers of so many digits are exact in a double, whatever they are.
+const EXACT_DIGITS: usize = 15;
+/// How deep an answer may nest; each level costs memory.
+const LENIENT_DEPTH: usize = 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -120,7 +136,8 @@ enum Text {
 #[derive(Debug)]
 struct Frame {
     object: bool,
-    keys: HashSet<u64>,
+    /// Of each key, folded: as it stands.
+    keys: HashMap<u64, u64>,
 }
 
 /// The reader.
@@ -128,7 +145,7 @@ struct Frame {
 pub(crate) struct Reader {
     state: State,
     stack: Vec<Frame>,
-    duplicates: Duplicates,
+    rigour: Rigour,
     /// Keyed at random: nobody can make two keys collide, and a collision only refuses.
     hasher: RandomState,
     live_keys: usize,
@@ -137,23 +154,33 @@ pub(crate) struct Reader {
     token: Vec<u8>,
     keep: usize,
     kept_whole: bool,
+    /// The code unit of an escape, as far as it was read.
+    unit: u16,
+    /// The first half of a surrogate pair came; the second must follow.
+    half: bool,
     utf8: Utf8,
 }
 
 impl Reader {
-    pub(crate) fn new(duplicates: Duplicates) -> Self {
+    pub(crate) fn new(rigour: Rigour) -> Self {
         Self {
             state: State::Value,
             stack: Vec::new(),
-            duplicates,
+            rigour,
             hasher: RandomState::new(),
             live_keys: 0,
             is_key: false,
             token: Vec::new(),
             keep: 0,
             kept_whole: true,
+            unit: 0,
+            half: false,
             utf8: Utf8::default(),
         }
+    }
+
+    fn is_strict(&self) -> bool {
+        self.rigour == Rigour::Strict
     }
 
     /// Is the value complete? Only white space may follow.
@@ -256,10 +283,11 @@ impl Reader {
         let keep = visitor.begin(self.stack.len(), kind)?;
         match kind {
             Kind::Object | Kind::Array => {
-                if self.stack.len() >= limits::JSON_DEPTH {
+                let deepest = if self.is_strict() { limits::RPC_DEPTH } else { LENIENT_DEPTH };
+                if self.stack.len() >= deepest {
                     return Err(Fault::Depth);
                 }
-                self.stack.push(Frame { object: kind == Kind::Object, keys: HashSet::new() });
+                self.stack.push(Frame { object: kind == Kind::Object, keys: HashMap::new() });
                 self.state = state;
                 Ok(())
             }
@@ -282,7 +310,7 @@ impl Reader {
         }
         if self.token.len() + bytes.len() <= self.keep {
             self.token.extend_from_slice(bytes);
-        } else if self.is_key || matches!(self.state, State::Number(_)) {
+        } else if self.is_strict() && (self.is_key || matches!(self.state, State::Number(_))) {
             return Err(Fault::TooLong);
         } else {
             self.kept_whole = false;
@@ -297,6 +325,10 @@ impl Reader {
         let text = &bytes[..special.unwrap_or(bytes.len())];
         if text.iter().any(|byte| *byte < 0x20) {
             return Err(Fault::Syntax);
+        }
+        // Whatever stands here that is no escape leaves the pair broken.
+        if self.half && (!text.is_empty() || special.is_some_and(|at| bytes[at] == b'"')) {
+            self.broken_pair()?;
         }
         let Some(special) = special else {
             self.keep_bytes(text)?;
@@ -315,29 +347,74 @@ impl Reader {
 
     fn escape(&mut self, text: Text, byte: u8) -> Result<(), Fault> {
         let next = match (text, byte) {
-            (Text::Escape, b'u') => Text::Hex(4),
-            (Text::Escape, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Text::Plain,
-            (Text::Hex(1), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => Text::Plain,
-            (Text::Hex(left), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => Text::Hex(left - 1),
+            (Text::Escape, b'u') => {
+                self.unit = 0;
+                Text::Hex(4)
+            }
+            (Text::Escape, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
+                if self.half {
+                    self.broken_pair()?;
+                }
+                Text::Plain
+            }
+            (Text::Hex(left), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                let digit = char::from(byte).to_digit(16).unwrap_or_default();
+                self.unit = self.unit << 4 | u16::try_from(digit).unwrap_or_default();
+                if left == 1 {
+                    self.end_unit()?;
+                    Text::Plain
+                } else {
+                    Text::Hex(left - 1)
+                }
+            }
             _ => return Err(Fault::Syntax),
         };
         self.state = State::Text(next);
         self.keep_bytes(&[byte])
     }
 
+    /// An escaped code unit is whole: a pair is two of them, in their order.
+    fn end_unit(&mut self) -> Result<(), Fault> {
+        match (self.half, self.unit) {
+            (true, 0xdc00..=0xdfff) => self.half = false,
+            (true, _) | (false, 0xdc00..=0xdfff) => self.broken_pair()?,
+            (false, 0xd800..=0xdbff) => self.half = true,
+            (false, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Half a surrogate pair is kept, replaced or refused, depending on who reads it.
+    fn broken_pair(&mut self) -> Result<(), Fault> {
+        self.half = false;
+        if self.is_strict() { Err(Fault::Ambiguous) } else { Ok(()) }
+    }
+
     fn end_key(&mut self, visitor: &mut impl Visitor) -> Result<(), Fault> {
-        // Half a surrogate pair is read in three different ways.
-        let key: std::borrow::Cow<'_, str> = if self.token.contains(&b'\\') {
-            serde_json::from_slice::<String>(&self.token).map_err(|_| Fault::Ambiguous)?.into()
+        let key: std::borrow::Cow<'_, str> = if !self.kept_whole {
+            // Too long to mean anything; only an answer's comes here.
+            "".into()
+        } else if self.token.contains(&b'\\') {
+            match serde_json::from_slice::<String>(&self.token) {
+                Ok(key) => key.into(),
+                Err(_) if self.is_strict() => return Err(Fault::Ambiguous),
+                Err(_) => "".into(),
+            }
         } else {
             let inner = self.token.get(1..self.token.len().saturating_sub(1)).unwrap_or_default();
             std::str::from_utf8(inner).map_err(|_| Fault::Utf8)?.into()
         };
-        if let (Duplicates::Refused, Some(frame)) = (self.duplicates, self.stack.last_mut()) {
-            if !frame.keys.insert(self.hasher.hash_one(key.as_ref())) {
-                return Err(Fault::DuplicateKey);
+        if self.rigour == Rigour::Strict
+            && let Some(frame) = self.stack.last_mut()
+        {
+            let exact = self.hasher.hash_one(key.as_ref());
+            let mut folded = self.hasher.build_hasher();
+            fold::folded(&key).for_each(|c| folded.write_u32(c.into()));
+            match frame.keys.insert(folded.finish(), exact) {
+                None => self.live_keys += 1,
+                Some(other) if other == exact => return Err(Fault::DuplicateKey),
+                Some(_) => return Err(Fault::KeyCase),
             }
-            self.live_keys += 1;
             if self.live_keys > LIVE_KEYS {
                 return Err(Fault::TooLong);
             }
@@ -351,8 +428,7 @@ impl Reader {
             return Err(Fault::Syntax);
         }
         let text = std::str::from_utf8(&self.token).map_err(|_| Fault::Utf8)?;
-        // 1e999 is an error, infinity or null, depending on who reads it.
-        if !text.parse::<f64>().is_ok_and(f64::is_finite) {
+        if self.is_strict() && !is_one_number(text) {
             return Err(Fault::Number);
         }
         self.end_scalar(Kind::Number, visitor)
@@ -378,6 +454,17 @@ impl Reader {
     fn after_value(&mut self) {
         self.state = if self.stack.is_empty() { State::Done } else { State::Next };
     }
+}
+
+/// Is this the same number to all who read it? 1e999 is an error, infinity or null; an integer that a double does not
+/// hold is another one to readers who know doubles alone (RFC 8259, section 6; RFC 7493, section 2.2).
+fn is_one_number(text: &str) -> bool {
+    let integer = text.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit());
+    if integer && text.len() <= EXACT_DIGITS {
+        return true;
+    }
+    let Ok(double) = text.parse::<f64>() else { return false };
+    double.is_finite() && (!integer || format!("{double:.0}") == text)
 }
 
 #[cfg(test)]
