@@ -12,6 +12,7 @@ pub mod console;
 pub mod faults;
 pub mod inside;
 pub mod listen;
+pub mod measure;
 pub mod needles;
 pub mod parts;
 pub mod pki;

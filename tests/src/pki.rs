@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 use rustls::ServerConfig;
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 
 use crate::Outcome;
 
@@ -35,6 +35,23 @@ impl Authority {
         Ok(fs::write(path, self.issuer.pem())?)
     }
 
+    /// Its certificate.
+    #[must_use]
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        self.issuer.der().clone()
+    }
+
+    /// Writes a certificate for these names and its key, as programs want them that are not ours.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_server(&self, names: &[&str], certificate: &Path, key: &Path) -> Outcome {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let pair = KeyPair::generate()?;
+        fs::write(certificate, CertificateParams::new(names)?.signed_by(&pair, &self.issuer)?.pem())?;
+        Ok(fs::write(key, pair.serialize_pem())?)
+    }
+
     /// The TLS configuration of a server with one of these names. Offers HTTP/2 when asked to.
     ///
     /// # Errors
@@ -55,4 +72,20 @@ impl Authority {
         config.alpn_protocols.push(b"http/1.1".to_vec());
         Ok(Arc::new(config))
     }
+}
+
+/// The TLS configuration of a server whose certificate and key [`Authority::write_server`] wrote.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn server_config(certificate: &Path, key: &Path, protocols: &[&str]) -> Outcome<ServerConfig> {
+    let certificate = CertificateDer::from_pem_file(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)?;
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Ok(config)
 }

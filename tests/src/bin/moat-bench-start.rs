@@ -8,20 +8,18 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::{
-    fs,
     process::{Command, ExitCode, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use moat_tests::{Outcome, Trouble, rig::Rig, trouble::ensure, upstream::Upstream};
-use nix::{
-    sys::{
-        resource::{Usage, UsageWho, getrusage},
-        time::TimeValLike,
-    },
-    unistd::{SysconfVar, sysconf},
+use moat_tests::{
+    Outcome,
+    measure::{Machine, Others, Spread, ms, processor_ms},
+    rig::Rig,
+    trouble::ensure,
+    upstream::Upstream,
 };
+use nix::sys::resource::{UsageWho, getrusage};
 
 /// What moat may add to the median.
 const BUDGET_MS: f64 = 60.0;
@@ -54,7 +52,7 @@ fn run() -> Outcome<bool> {
         time(bare())?;
     }
     let (mut with, mut without) = (Vec::new(), Vec::new());
-    let machine = Machine::now()?;
+    let machine = Machine::now(&[])?;
     for pair in 0..pairs {
         if pair % 2 == 0 {
             with.push(time(moat()?)?);
@@ -64,7 +62,7 @@ fn run() -> Outcome<bool> {
             with.push(time(moat()?)?);
         }
     }
-    let others = machine.others()?;
+    let others = machine.others(&[])?;
     report(&with, &without, others)
 }
 
@@ -79,9 +77,13 @@ fn report(with: &[Took], without: &[Took], others: Others) -> Outcome<bool> {
         with.len()
     );
     println!("                             median   (quartiles)");
-    println!("  moat run, warm bridge   {wall_with}   processor {:.1} ms", processor_with.median);
-    println!("  unshare                 {wall_without}   processor {:.1} ms", processor_without.median);
-    println!("  moat adds               {more}   budget {BUDGET_MS} ms");
+    println!("  moat run, warm bridge   {}   processor {:.1} ms", shown(wall_with), processor_with.median);
+    println!(
+        "  unshare                 {}   processor {:.1} ms",
+        shown(wall_without),
+        processor_without.median
+    );
+    println!("  moat adds               {}   budget {BUDGET_MS} ms", shown(more));
     println!(
         "  ratio                   {:6.1} of the time, {:.1} of the processor's",
         wall_with.median / wall_without.median,
@@ -135,77 +137,7 @@ fn time(mut command: Command) -> Outcome<Took> {
     Ok(Took { wall, processor })
 }
 
-/// The machine at a moment.
-struct Machine {
-    at: Instant,
-    /// Of all processes and the kernel, since the machine started.
-    busy_ms: f64,
-    own_ms: f64,
-}
-
-/// What was not ours.
-struct Others {
-    /// Processors' worth of time.
-    used: f64,
-    processors: f64,
-}
-
-impl Machine {
-    fn now() -> Outcome<Self> {
-        let text = fs::read_to_string("/proc/stat")?;
-        let all = text.lines().next().and_then(|line| line.strip_prefix("cpu "));
-        let fields = all.ok_or_else(|| Trouble::new("/proc/stat has no line for all processors"))?;
-        let ticks = fields.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?;
-        // user nice system idle iowait irq softirq steal; guest time is in user time already.
-        let busy: f64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|field| ticks.get(*field)).sum();
-        let per_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100);
-        let own = |who| Ok::<_, Trouble>(processor_ms(&getrusage(who)?));
-        Ok(Self {
-            at: Instant::now(),
-            busy_ms: busy * 1000.0 / f64::from(i32::try_from(per_second)?),
-            own_ms: own(UsageWho::RUSAGE_SELF)? + own(UsageWho::RUSAGE_CHILDREN)?,
-        })
-    }
-
-    /// What others did since then. The bridge and the kernel's clearing away count as others: it is little.
-    fn others(&self) -> Outcome<Others> {
-        let now = Self::now()?;
-        let theirs = (now.busy_ms - self.busy_ms) - (now.own_ms - self.own_ms);
-        let processors = f64::from(u32::try_from(thread::available_parallelism()?.get())?);
-        Ok(Others { used: (theirs / ms(now.at - self.at)).max(0.0), processors })
-    }
-}
-
-/// A median between its quartiles, in milliseconds.
-struct Spread {
-    low: f64,
-    median: f64,
-    high: f64,
-}
-
-impl Spread {
-    fn of(times: impl Iterator<Item = f64>) -> Outcome<Self> {
-        let mut times: Vec<f64> = times.collect();
-        times.sort_by(f64::total_cmp);
-        let at = |quarter: usize| times.get(times.len() * quarter / 4).copied();
-        match (at(1), at(2), at(3)) {
-            (Some(low), Some(median), Some(high)) => Ok(Self { low, median, high }),
-            _ => Err(Trouble::new("nothing was measured")),
-        }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:6.1} ms  ({:.1} to {:.1})", self.median, self.low, self.high)
-    }
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
-fn processor_ms(usage: &Usage) -> f64 {
-    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Duration::from_micros(micros.unsigned_abs()).as_secs_f64() * 1000.0
+/// A spread in milliseconds, for people.
+fn shown(Spread { low, median, high }: Spread) -> String {
+    format!("{median:6.1} ms  ({low:.1} to {high:.1})")
 }

@@ -1,0 +1,133 @@
+//! `cargo bench-relay`: ours and what a user would take instead, over the same upstream and with the same load, in one
+//! run, in turns. Ratios are what it is for.
+//!
+//! ```text
+//! clients ──► direct ───────────────────────────────────────────────────────────────► upstream (a process, TLS)
+//!         ──► nginx ──TLS, unix socket──► nginx (adds the header) ──────────────────►
+//!         ──► Envoy ──TLS, unix socket──► Envoy (filter mcp, adds the header) ──────►
+//!         ──► mcp-proxy ────────────────────────────────────────────────────────────►
+//!         ──► sidecar ──TLS 1.3 both ways, HTTP/2, unix socket──► bridge (everything on) ──►
+//! ```
+//!
+//! All traffic stays on 127.0.0.1 and in unix sockets; every part is bounded in count and time; nothing is left behind.
+#![forbid(unsafe_code)]
+
+mod bodies;
+mod calls;
+mod footprint;
+mod idle;
+mod instructions;
+mod options;
+mod ours;
+mod peers;
+mod report;
+mod streams;
+mod target;
+mod upstream;
+mod wire;
+
+use std::process::ExitCode;
+
+use moat_tests::{Outcome, measure::Machine, rig::Rig};
+
+use self::{
+    options::{INSTRUCTIONS, Options},
+    ours::Home,
+    report::Report,
+    upstream::Upstream,
+};
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = if arguments.first().is_some_and(|first| first == upstream::ROLE) {
+        upstream::serve(&arguments.split_off(1)).map(|()| true)
+    } else {
+        run(arguments)
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(trouble) => {
+            complain(&trouble.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a benchmark prints")]
+fn complain(trouble: &str) {
+    eprintln!("the benchmark could not be carried out: {trouble}");
+}
+
+fn run(arguments: Vec<String>) -> Outcome<bool> {
+    let Some(options) = Options::parse(arguments.into_iter())? else { return Ok(true) };
+    let files = tempfile::Builder::new().prefix("mp-").tempdir_in("/tmp")?;
+    let rig = Rig::new()?;
+    let upstream = Upstream::start(&rig.authority, files.path())?;
+    let mut report = Report::default();
+    let machine = Machine::now(&[upstream.pid()])?;
+    if options.wants("calls") || options.wants("streams") || options.wants("bodies") {
+        let rig = Rig::new()?;
+        side_by_side(&options, rig, &mut report)?;
+    }
+    let home = Home::new(rig, &upstream)?;
+    if options.wants("idle") {
+        idle::run(&options, &home, &upstream, &mut report)?;
+    }
+    if options.wants("footprint") {
+        footprint::run(&options, &home, &upstream, &mut report)?;
+    }
+    drop(home);
+    if options.wants(INSTRUCTIONS) {
+        instructions::run(&options, &mut report)?;
+    }
+    let others = machine.others(&[upstream.pid()])?;
+    if options.json {
+        print(&serde_json::to_string_pretty(&report.json(others))?);
+    } else {
+        options.say(&report.text(others));
+    }
+    Ok(report.kept())
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are this program's output")]
+fn print(text: &str) {
+    println!("{text}");
+}
+
+/// The parts that are compared with peers.
+fn side_by_side(options: &Options, rig: Rig, report: &mut Report) -> Outcome {
+    let files = tempfile::Builder::new().prefix("mp-").tempdir_in("/tmp")?;
+    let upstream = Upstream::start(&rig.authority, files.path())?;
+    let peers = peers::start(&rig.authority, &upstream, files.path())?;
+    report.missing(&peers.missing);
+    let home = Home::new(rig, &upstream)?;
+    let (bridge, _) = home.bridge()?;
+    let run = bridge.register(&upstream.url(false))?;
+    let (relay, _) = bridge.relay(&run, &[])?;
+    let ends = [
+        ("sidecar", relay.processes.first().map(target::Process::pid).unwrap_or_default()),
+        ("bridge", bridge.pid()),
+    ];
+    let mut targets = peers.here;
+    targets.push(relay);
+    targets.retain(|target| options.includes(target.name));
+    if targets.iter().any(|target| target.name == "mcp-proxy") {
+        report.note(
+            "mcp-proxy is one hop and talks to the upstream without TLS: it trusts public authorities only",
+        );
+    }
+    if options.wants("calls") {
+        let calls = calls::run(options, &targets, report)?;
+        // Everything was on, to the last call.
+        bridge.traced(&run, calls)?;
+        bridge.nothing_lost()?;
+    }
+    if options.wants("streams") {
+        streams::run(options, &targets, report)?;
+    }
+    if options.wants("bodies") {
+        bodies::run(options, &targets, &ends, report)?;
+    }
+    bridge.nothing_lost()
+}
