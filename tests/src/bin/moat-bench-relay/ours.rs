@@ -58,10 +58,9 @@ impl Home {
         let started = Instant::now();
         let process = Process::start(&mut self.rig.moat(&["__bridge"])?, self.files(), "bridge")?;
         let mut bridge = Bridge { home: self, process };
-        let log = self.files().join("bridge.log");
         let socket = self.rig.home().join("proxy/daemon.sock");
         while bridge.control("GET", "/v1/status", "").is_err() {
-            bridge.process.alive(&log)?;
+            bridge.process.alive()?;
             ensure(started.elapsed() < PATIENCE, || format!("{} is not there", socket.display()))?;
             std::thread::sleep(Duration::from_micros(200));
         }
@@ -122,6 +121,7 @@ impl Bridge<'_> {
         });
         let file = self.home.files().join("start.json");
         fs::write(&file, told.to_string())?;
+        let log = self.home.files().join("relay.log");
         let mut command = Command::new("sh");
         command
             .args(["-c", r#"exec 3<&0 4>&1 <"$1" >/dev/null; shift; exec "$@" relay"#, "sh"])
@@ -130,11 +130,11 @@ impl Bridge<'_> {
             .arg(self.home.sidecar())
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .stdout(Stdio::piped())
-            .stderr(fs::File::create(self.home.files().join("relay.log"))?);
+            .stderr(fs::File::create(&log)?);
         let started = Instant::now();
         let mut child = command.spawn()?;
         let out = child.stdout.take();
-        let process = Process::of(child);
+        let process = Process::of(child, log);
         let mut line = String::new();
         if let Some(out) = out {
             BufReader::new(out).read_line(&mut line)?;

@@ -14,11 +14,11 @@ use std::{
     sync::Arc,
 };
 
-use moat_tests::{Outcome, pki::Authority, rig::target_directory};
+use moat_tests::{Outcome, Trouble, pki::Authority, rig::target_directory};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::{
-    target::{Process, Target, free_port, listening},
+    target::{Process, Target, answers, free_port},
     upstream::{CREDENTIAL, Upstream},
 };
 
@@ -74,8 +74,13 @@ fn direct(authority: &Authority, upstream: &Upstream) -> Outcome<Target> {
     })
 }
 
-fn peer(name: &'static str, port: u16, processes: Vec<Process>) -> Target {
-    Target { name, port, tls: None, path: "/mcp/bench", authorization: None, namespace: "", processes }
+/// A peer, once it answers.
+fn peer(name: &'static str, port: u16, processes: Vec<Process>) -> Outcome<Target> {
+    let namespace = if name == "mcp-proxy" { "bench/" } else { "" };
+    let path = if name == "mcp-proxy" { "/" } else { "/mcp/bench" };
+    let mut target = Target { name, port, tls: None, path, authorization: None, namespace, processes };
+    answers(&mut target).map_err(|trouble| Trouble::new(format!("{name}: {trouble}")))?;
+    Ok(target)
 }
 
 /// Two instances: the first as in the container, the second as on the host, TLS over a unix socket between them.
@@ -94,7 +99,7 @@ fn nginx(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Targe
          ssl_certificate {dir}/hop.pem; ssl_certificate_key {dir}/hop.key; ssl_protocols TLSv1.3;
          location /mcp/bench {{
              proxy_pass https://next/mcp; proxy_ssl_name localhost; proxy_ssl_server_name on;
-             proxy_ssl_trusted_certificate {dir}/ca.pem; proxy_ssl_verify on; proxy_ssl_protocols TLSv1.3;
+             proxy_ssl_trusted_certificate {dir}/ca.pem; proxy_ssl_verify on;
              proxy_set_header Authorization \"{CREDENTIAL}\"; proxy_set_header Host localhost;
              {NGINX_LOCATION}
          }}",
@@ -129,11 +134,14 @@ fn nginx(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Targe
         command.arg("-p").arg(&own).arg("-c").arg(&configuration).arg("-e").arg(own.join("error.log"));
         processes.push(Process::start(&mut command, directory, name)?);
     }
-    ready(port, processes, directory, "nginx", "nginx-1")
+    peer("nginx", port, processes)
 }
 
 const NGINX_LOCATION: &str = "proxy_http_version 1.1; proxy_set_header Connection \"\";
-     proxy_buffering off; proxy_request_buffering off; proxy_read_timeout 1h;";
+     proxy_ssl_protocols TLSv1.3; proxy_buffering off; proxy_request_buffering off; proxy_read_timeout 1h;";
+
+const ENVOY_TLS: &str =
+    "tls_params: { tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3 }, ";
 
 /// Two instances as well; the second has the filter `mcp`, which reads what is asked, and adds the header.
 fn envoy(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Target> {
@@ -146,11 +154,11 @@ fn envoy(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Targe
         )
     };
     let trusting = format!(
-        "sni: localhost, common_tls_context: {{ validation_context: {{ trusted_ca: {{ filename: {dir}/ca.pem }}, \
+        "sni: localhost, common_tls_context: {{ {ENVOY_TLS}validation_context: {{ trusted_ca: {{ filename: {dir}/ca.pem }}, \
          match_typed_subject_alt_names: [{{ san_type: DNS, matcher: {{ exact: localhost }} }}] }} }}"
     );
     let serving = format!(
-        "common_tls_context: {{ tls_certificates: [{{ certificate_chain: {{ filename: {dir}/hop.pem }}, \
+        "common_tls_context: {{ {ENVOY_TLS}tls_certificates: [{{ certificate_chain: {{ filename: {dir}/hop.pem }}, \
          private_key: {{ filename: {dir}/hop.key }} }}] }}"
     );
     let socket = format!("{{ pipe: {{ path: {dir}/envoy.sock }} }}");
@@ -191,7 +199,7 @@ fn envoy(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Targe
         command.args(["--disable-hot-restart", "--log-level", "error", "-c"]).arg(&configuration);
         processes.push(Process::start(&mut command, directory, name)?);
     }
-    ready(port, processes, directory, "envoy", "envoy-1")
+    peer("envoy", port, processes)
 }
 
 /// One hop, and without TLS to the upstream: it trusts public authorities only.
@@ -208,21 +216,5 @@ fn mcp_proxy(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<T
     let mut command = Command::new(program);
     command.arg("--config").arg(&configuration).env("RUST_LOG", "error");
     let processes = vec![Process::start(&mut command, directory, "mcp-proxy")?];
-    let target = ready(port, processes, directory, "mcp-proxy", "mcp-proxy")?;
-    Ok(Target { path: "/", namespace: "bench/", ..target })
-}
-
-fn ready(
-    port: u16,
-    mut processes: Vec<Process>,
-    directory: &Path,
-    name: &'static str,
-    log: &str,
-) -> Outcome<Target> {
-    let up = listening(port);
-    for process in &mut processes {
-        process.alive(&directory.join(format!("{log}.log")))?;
-    }
-    up?;
-    Ok(peer(name, port, processes))
+    peer("mcp-proxy", port, processes)
 }

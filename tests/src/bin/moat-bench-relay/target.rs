@@ -1,13 +1,13 @@
 //! Something to be measured: where it listens, how it is spoken to, and what of it runs.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
 
-use moat_tests::{Outcome, Trouble, clock::eventually, trouble::ensure};
+use moat_tests::{Outcome, Trouble, clock::eventually, listen::runtime, trouble::ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -109,30 +109,35 @@ impl Target {
 }
 
 /// A process that ends with its owner.
-pub(crate) struct Process(Child);
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
 
 impl Process {
     /// Starts it in this directory; what it says goes to `<name>.log` there.
     pub(crate) fn start(command: &mut Command, directory: &Path, name: &str) -> Outcome<Self> {
-        let log = std::fs::File::create(directory.join(format!("{name}.log")))?;
+        let path = directory.join(format!("{name}.log"));
+        let log = std::fs::File::create(&path)?;
         let command = command.current_dir(directory).stdin(Stdio::null());
-        Ok(Self(command.stdout(log.try_clone()?).stderr(log).spawn()?))
+        Ok(Self { child: command.stdout(log.try_clone()?).stderr(log).spawn()?, log: path })
     }
 
-    pub(crate) fn of(child: Child) -> Self {
-        Self(child)
+    /// One that was started elsewhere.
+    pub(crate) fn of(child: Child, log: PathBuf) -> Self {
+        Self { child, log }
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
+        self.child.id()
     }
 
     /// Fails when it has ended, with what it said last.
-    pub(crate) fn alive(&mut self, log: &Path) -> Outcome {
-        match self.0.try_wait()? {
+    pub(crate) fn alive(&mut self) -> Outcome {
+        match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => {
-                let said = std::fs::read_to_string(log).unwrap_or_default();
+                let said = std::fs::read_to_string(&self.log).unwrap_or_default();
                 let from = said.len().saturating_sub(2000);
                 Err(Trouble::new(format!("it ended with {status}: {}", said.get(from..).unwrap_or(&said))))
             }
@@ -142,23 +147,30 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let Ok(pid) = i32::try_from(self.0.id()) else { return };
-        let running = || matches!(self.0.try_wait(), Ok(None));
-        let mut running = running;
+        let Ok(pid) = i32::try_from(self.child.id()) else { return };
+        let mut running = || matches!(self.child.try_wait(), Ok(None));
         if running() {
             let _already_gone = kill(Pid::from_raw(pid), Signal::SIGTERM);
             let ended = eventually("it ends", Duration::from_secs(8), || (!running()).then_some(()));
             if ended.is_err() {
-                let _gone = self.0.kill().and_then(|()| self.0.wait()).is_ok();
+                let _gone = self.child.kill().and_then(|()| self.child.wait()).is_ok();
             }
         }
     }
 }
 
-/// Waits until somebody listens on this port of 127.0.0.1.
-pub(crate) fn listening(port: u16) -> Outcome {
-    let connect = || std::net::TcpStream::connect(("127.0.0.1", port)).ok();
-    eventually("the peer listens", PATIENCE, connect).map(|_| ())
+/// Waits until the peer answers the handshake of MCP.
+pub(crate) fn answers(target: &mut Target) -> Outcome {
+    let runtime = runtime()?;
+    let asked = eventually("the peer answers", PATIENCE, || {
+        let asked = runtime.block_on(target.initialize());
+        let ended = target.processes.iter_mut().find_map(|process| process.alive().err());
+        ended.map(Err).or_else(|| asked.is_ok().then_some(Ok(())))
+    });
+    match asked {
+        Ok(outcome) => outcome,
+        Err(_) => runtime.block_on(target.initialize()).map(|_| ()),
+    }
 }
 
 /// A port that nobody has just now.

@@ -42,7 +42,7 @@ pub(crate) const LARGE_EVENTS: &str = "large_events";
 /// Bytes of a large answer's text.
 pub(crate) const BIG: usize = 256 << 20;
 /// Between the first event and the last one: whoever buffers shows the first one late.
-pub(crate) const LAST_EVENT: Duration = Duration::from_millis(5);
+pub(crate) const LAST_EVENT: Duration = Duration::from_millis(20);
 
 const SESSION: &str = "6f9d1c2e-5b7a-4e83-9c10-2a4b6c8d0e1f";
 const BLOCK: usize = 64 * 1024;
