@@ -1,6 +1,6 @@
 //! Processes told apart from later ones that got the same pid: by pid and start time.
 
-use std::fs;
+use std::{fs, io};
 
 use crate::control::api::Process;
 
@@ -16,16 +16,28 @@ impl Process {
         Some(Self { pid, started: stat(pid)?.started })
     }
 
-    /// Does it still run? A zombie does not. Without /proc the pid alone has to do.
+    /// Does it still run? A zombie does not. Without /proc the pid alone has to do. One that cannot be looked at, for
+    /// lack of descriptors, say, is taken to run: whoever asks would end what belongs to it.
     pub(crate) fn is_alive(self) -> bool {
         if self.pid <= 0 {
             return false;
         }
         if self.started != 0 {
-            return stat(self.pid).is_some_and(|stat| stat.started == self.started && !stat.is_dead);
+            return self.is_in(read_stat(self.pid));
         }
         let probe = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), None);
         matches!(probe, Ok(()) | Err(nix::errno::Errno::EPERM))
+    }
+}
+
+impl Process {
+    fn is_in(self, read: io::Result<String>) -> bool {
+        match read {
+            Ok(text) => parse_stat(&text).is_none_or(|stat| stat.started == self.started && !stat.is_dead),
+            Err(error) => {
+                error.kind() != io::ErrorKind::NotFound && error.raw_os_error() != Some(libc::ESRCH)
+            }
+        }
     }
 }
 
@@ -36,7 +48,11 @@ struct Stat {
 }
 
 fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&read_stat(pid).ok()?)
+}
+
+fn read_stat(pid: i32) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
 }
 
 /// Fields 3 (state) and 22 (start time) of /proc/pid/stat. Field 2, the name, may hold anything, parentheses and
@@ -61,6 +77,13 @@ mod tests {
     #[test_case("7 cat" => None; "no name")]
     fn stat_lines(head: &str) -> Option<(bool, u64)> {
         parse_stat(&format!("{head} {REST}")).map(|stat| (stat.is_dead, stat.started))
+    }
+
+    #[test_case(libc::ENOENT => false; "no such process")]
+    #[test_case(libc::ESRCH => false; "gone while it was read")]
+    #[test_case(libc::EMFILE => true; "no descriptor left to look")]
+    fn only_what_is_known_to_be_gone_is_gone(errno: i32) -> bool {
+        Process { pid: 7, started: 4711 }.is_in(Err(io::Error::from_raw_os_error(errno)))
     }
 
     #[test]

@@ -58,6 +58,15 @@ impl OwnError<'_> {
     /// HeaderMismatch of MCP 2026-07-28.
     pub const HEADER_MISMATCH: i32 = -32020;
 
+    /// The code of a kind, where nothing more is known than the kind.
+    #[must_use]
+    pub const fn code_of(kind: ErrorKind) -> i32 {
+        match kind {
+            ErrorKind::BadRequest | ErrorKind::TooLarge | ErrorKind::MethodNotAllowed => Self::INVALID,
+            _ => Self::CODE,
+        }
+    }
+
     /// The JSON-RPC response. The id is the very token of the request.
     #[must_use]
     pub fn body(&self) -> String {

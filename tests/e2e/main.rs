@@ -29,12 +29,43 @@ struct Test {
     name: &'static str,
     needs: &'static [Part],
     run: fn() -> Outcome,
+    /// It mostly waits: it is started before all others, beside them, and its trial waits for its end.
+    ahead: bool,
 }
 
 impl Test {
     const fn new(name: &'static str, needs: &'static [Part], run: fn() -> Outcome) -> Self {
-        Self { name, needs, run }
+        Self { name, needs, run, ahead: false }
     }
+
+    const fn ahead(self) -> Self {
+        Self { ahead: true, ..self }
+    }
+
+    /// The trial of a test that can run.
+    fn trial(&self, name: String, arguments: &Arguments) -> Trial {
+        let run = self.run;
+        if !self.ahead || arguments.list || !is_wanted(arguments, &name) {
+            return Trial::test(name, move || finished(run()));
+        }
+        let started = std::thread::spawn(run);
+        Trial::test(name, move || match started.join() {
+            Ok(outcome) => finished(outcome),
+            Err(_) => Err(Failed::from("it panicked")),
+        })
+    }
+}
+
+fn finished(outcome: Outcome) -> Result<(), Failed> {
+    outcome.map_err(|trouble| Failed::from(trouble.to_string()))
+}
+
+/// Will the runner run it? What its filters mean.
+fn is_wanted(arguments: &Arguments, name: &str) -> bool {
+    let is = |filter: &str| if arguments.exact { name == filter } else { name.contains(filter) };
+    arguments.filter.as_deref().is_none_or(is)
+        && !arguments.skip.iter().any(|skip| is(skip))
+        && !arguments.ignored
 }
 
 fn main() -> ExitCode {
@@ -63,14 +94,14 @@ fn main() -> ExitCode {
         ("sandbox", sandbox::TESTS),
     ];
     let mut here = Parts::default();
-    let mut trials = Vec::new();
+    let (mut trials, mut last) = (Vec::new(), Vec::new());
     for (subject, tests) in subjects {
         for test in tests {
             let name = format!("{subject}::{}", test.name);
             let missing = test.needs.iter().find(|&&part| !here.has(part));
-            let run = test.run;
+            let trials = if test.ahead { &mut last } else { &mut trials };
             trials.push(match missing {
-                None => Trial::test(name, move || run().map_err(|trouble| Failed::from(trouble.to_string()))),
+                None => test.trial(name, &arguments),
                 Some(part) if required => {
                     let text = format!("needs {}", part.name());
                     Trial::test(name, move || Err(Failed::from(text)))
@@ -84,6 +115,7 @@ fn main() -> ExitCode {
             });
         }
     }
+    trials.append(&mut last);
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

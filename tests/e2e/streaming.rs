@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("sampling_and_elicitation_pass", SANDBOX, sampling_and_elicitation_pass),
     Test::new("large_bodies_pass_in_little_memory", SANDBOX, large_bodies_pass_in_little_memory),
     Test::new("many_streams_at_once", SANDBOX, many_streams_at_once),
+    Test::new("minutes_of_silence_end_nothing", SANDBOX, minutes_of_silence_end_nothing).ahead(),
 ];
 
 fn events_arrive_when_they_are_sent() -> Outcome {
@@ -77,7 +78,40 @@ fn a_departure_reaches_the_upstream() -> Outcome {
     Ok(())
 }
 
-/// That longer silence ends nothing either is shown with paused clocks, by the relay's pump and by the pipeline.
+/// Longer than a minute or two, at which clients, servers, proxies and pools commonly lose their patience. Hours are
+/// shown with paused clocks, by the relay's pump and by the pipeline.
+fn minutes_of_silence_end_nothing() -> Outcome {
+    const SILENCE: Duration = Duration::from_secs(130);
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    let path = |server: &str| format!("/mcp/{server}/ticks?n=2&ms={}", SILENCE.as_millis());
+    let streams = [
+        inside.call(&Request::get(&path("open")))?,
+        inside.call(&Request::get(&path("faults")).header(FAULTS_HEADER, FAULTS_STUB))?,
+        inside.call(&Request::rpc(&path("faults"), 7, "tools/call").header(FAULTS_HEADER, FAULTS_STUB))?,
+    ];
+    for stream in &streams {
+        stream.text("progress")?;
+    }
+    // Nothing is asked of the relay, the tunnel or the upstreams meanwhile.
+    for stream in streams {
+        stream.until("the end of the silence", SILENCE + Duration::from_secs(30), |events| {
+            matches!(events.last(), Some(Event::Done(_) | Event::Failed(_))).then_some(())
+        })?;
+        let answer = stream.answer()?;
+        ensure(answer.clean && answer.json()["result"]["ticks"] == 2, || format!("{answer:?}"))?;
+        let times: Vec<u64> =
+            answer.pieces.iter().filter(|(_, text)| text.contains("progress\"")).map(|(at, _)| *at).collect();
+        ensure(times.len() == 2, || format!("{:?}", answer.pieces))?;
+        let waited = millis(times[1] - times[0]) / 1000.0;
+        ensure((129.0..132.0).contains(&waited), || format!("the second event came after {waited:.1} s"))?;
+        let comments = answer.pieces.iter().filter(|(_, text)| text == ":\n\n").count();
+        ensure((7..=8).contains(&comments), || format!("{comments} comments: {:?}", answer.pieces))?;
+    }
+    ensure(inside.end()? == 0, || "the run's exit code".to_owned())
+}
+
+/// For how long silence may last: [`minutes_of_silence_end_nothing`].
 fn silence_brings_a_comment_after_15_seconds() -> Outcome {
     let stage = Stage::new()?;
     let inside = stage.rig.console()?;

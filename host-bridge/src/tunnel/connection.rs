@@ -228,7 +228,7 @@ impl<D: Door> Session<D> {
 }
 
 fn own_error(kind: ErrorKind, message: &str) -> Answer {
-    let error = OwnError { id: None, kind, server: None, message, code: OwnError::CODE };
+    let error = OwnError { id: None, kind, server: None, message, code: OwnError::code_of(kind) };
     let status = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     json(status, error.body().into_bytes())
 }

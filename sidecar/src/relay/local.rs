@@ -43,7 +43,7 @@ impl Refused {
             kind: self.kind,
             server: server.map(ServerName::as_str),
             message: &self.message,
-            code: OwnError::CODE,
+            code: OwnError::code_of(self.kind),
         };
         let mut response = json(self.status, error.body());
         if self.kind == ErrorKind::MethodNotAllowed {

@@ -76,7 +76,7 @@ impl EventStream {
             kind,
             server: Some(asked.server.as_str()),
             message,
-            code: OwnError::CODE,
+            code: OwnError::code_of(kind),
         };
         Some([self.boundaries.closing(), error.event().as_bytes()].concat().into())
     }

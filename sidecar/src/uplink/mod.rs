@@ -14,7 +14,7 @@ mod greet;
 pub(crate) mod link;
 mod transport;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use moat_shared::{
     hint::Hint,
@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use self::{
-    backoff::Backoff,
+    backoff::{Attempt, Backoff},
     greet::{Driver, GreetError, Greeted, greet},
     link::{Link, Opened},
     transport::Transport,
@@ -88,47 +88,50 @@ impl Uplink {
                 () = drain.signalled() => break,
                 greeted = self.connect() => greeted,
             };
-            let mut stood = Duration::ZERO;
-            if let Some(mut driver) = greeted {
-                let since = Instant::now();
-                let ended = tokio::select! {
-                    biased;
-                    () = drain.signalled() => return self.say_goodbye(driver).await,
-                    ended = &mut driver => ended,
-                };
-                stood = since.elapsed();
-                let why =
-                    ended.map_or_else(|error| why_it_broke(&error), |()| "the bridge closed it".to_owned());
-                log!("the tunnel is down: {why}");
-                self.link.send_replace(Link::Down(why.into()));
-            }
+            let attempt = match greeted {
+                Err(attempt) => attempt,
+                Ok(mut driver) => {
+                    let since = Instant::now();
+                    let ended = tokio::select! {
+                        biased;
+                        () = drain.signalled() => return self.say_goodbye(driver).await,
+                        ended = &mut driver => ended,
+                    };
+                    let why = ended
+                        .map_or_else(|error| why_it_broke(&error), |()| "the bridge closed it".to_owned());
+                    log!("the tunnel is down: {why}");
+                    self.link.send_replace(Link::Down(why.into()));
+                    Attempt::Stood(since.elapsed())
+                }
+            };
             tokio::select! {
                 biased;
                 () = drain.signalled() => break,
-                () = sleep(backoff.pause(stood)) => {}
+                () = sleep(backoff.pause(attempt)) => {}
             }
         }
         self.link.send_replace(Link::Draining);
     }
 
     /// One attempt, under one deadline. Publishes what came of it.
-    async fn connect(&mut self) -> Option<Driver> {
+    async fn connect(&mut self) -> Result<Driver, Attempt> {
         let attempt = greet(&self.transport, &self.tls, &self.tasks);
         match timeout(limits::HANDSHAKE, attempt).await {
-            Ok(Ok(greeted)) => Some(self.opened(greeted)),
+            Ok(Ok(greeted)) => Ok(self.opened(greeted)),
             Ok(Err(GreetError::Refused(refusal))) => {
                 self.say(Link::Refused(Arc::new(refusal)));
-                None
+                Err(Attempt::InVain)
             }
             Ok(Err(error)) => {
+                let nobody = matches!(error, GreetError::Dial(_));
                 let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
                 self.say(Link::Down(format!("{}{hint}", chain(&error)).into()));
-                None
+                Err(if nobody { Attempt::Nobody } else { Attempt::InVain })
             }
             Err(_elapsed) => {
                 let seconds = limits::HANDSHAKE.as_secs();
                 self.say(Link::Down(format!("the bridge did not answer within {seconds} s").into()));
-                None
+                Err(Attempt::InVain)
             }
         }
     }

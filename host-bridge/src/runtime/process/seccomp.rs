@@ -6,6 +6,7 @@
 //! | io_uring | it opens sockets that no filter sees |
 //! | a mode with the set-uid or set-gid bit | the workspace's files belong to somebody on the host |
 //! | `openat2` | its mode lies in memory, where no filter sees it |
+//! | `userfaultfd` | it holds the kernel still in the middle of a system call, which is what exploits need |
 //! | keyrings | they are not part of any namespace |
 //! | the kernel's other ABIs (i386, x32) | the rules above are written for one |
 
@@ -66,6 +67,7 @@ fn forbidden() -> Result<BTreeMap<i64, Vec<Rule>>, SeccompError> {
         (libc::SYS_add_key, vec![]),
         (libc::SYS_request_key, vec![]),
         (libc::SYS_keyctl, vec![]),
+        (libc::SYS_userfaultfd, vec![]),
     ]);
     for (call, mode) in calls_with_a_mode() {
         let with_bit = |bit| Condition::new(mode, Length::Dword, Op::MaskedEq(bit), bit);
