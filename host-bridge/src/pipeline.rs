@@ -26,7 +26,10 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -77,7 +80,15 @@ pub(crate) struct Parts {
 pub(crate) struct Notice {
     pub(crate) run: RunId,
     pub(crate) server: ServerName,
-    pub(crate) text: String,
+    pub(crate) news: News,
+}
+
+/// What happened to a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum News {
+    Trouble(String),
+    /// It answered, after trouble.
+    Mended,
 }
 
 /// The pipeline. One for all runs.
@@ -89,6 +100,7 @@ pub(crate) struct Pipeline {
     upstreams: Upstreams,
     recorder: Recorder,
     notices: mpsc::Sender<Notice>,
+    troubled: Troubled,
 }
 
 impl Pipeline {
@@ -102,6 +114,7 @@ impl Pipeline {
             upstreams: Upstreams::new(parts.roots, parts.patience)?,
             recorder: parts.recorder,
             notices: parts.notices,
+            troubled: Troubled::default(),
         })
     }
 
@@ -127,7 +140,10 @@ impl Pipeline {
         };
         let way = Way { sessions: &self.sessions, handles: &self.handles, recorder: &self.recorder };
         match back::back(streaming, way, trace).await {
-            Ok(response) => response,
+            Ok(response) => {
+                self.mended(&placed);
+                response
+            }
             Err((error, trace)) => self.refuse(&error, &placed, &asked, trace),
         }
     }
@@ -163,13 +179,25 @@ impl Pipeline {
         trace.end(Some(error.failure()));
         self.deny(&placed.run().id, Some(&server.name), error);
         if let Some(text) = notice(error, server) {
-            let notice = Notice { run: placed.run().id.clone(), server: server.name.clone(), text };
-            // The terminal is a convenience: what does not fit is in the log and the trace.
-            if self.notices.try_send(notice).is_err() {
-                tracing::debug!("nobody takes the notices");
-            }
+            self.troubled.note(placed);
+            self.tell(placed, News::Trouble(text));
         }
         error.response(asked.id().as_ref(), Some(server.name.as_str()))
+    }
+
+    /// A server answers: what was said of it before no longer holds.
+    fn mended(&self, placed: &Placed) {
+        if self.troubled.forget(placed) {
+            self.tell(placed, News::Mended);
+        }
+    }
+
+    fn tell(&self, placed: &Placed, news: News) {
+        let notice = Notice { run: placed.run().id.clone(), server: placed.server().name.clone(), news };
+        // The terminal is a convenience: what does not fit is in the log and the trace.
+        if self.notices.try_send(notice).is_err() {
+            tracing::debug!("nobody takes the notices");
+        }
     }
 
     /// Audits a request that was refused for what it is.
@@ -178,6 +206,35 @@ impl Pipeline {
             let event = AuditEvent::RequestDenied { server: server.cloned(), reason: error.to_string() };
             self.recorder.audit(run, event);
         }
+    }
+}
+
+/// Servers whose last news were bad: only they have something to mend.
+#[derive(Debug, Default)]
+struct Troubled(Mutex<BTreeSet<(RunId, ServerName)>>);
+
+impl Troubled {
+    /// More are not remembered: their trouble is shown until their run ends.
+    const MOST: usize = 4096;
+
+    fn note(&self, placed: &Placed) {
+        let mut servers = self.servers();
+        if servers.len() < Self::MOST {
+            servers.insert(Self::key(placed));
+        }
+    }
+
+    fn forget(&self, placed: &Placed) -> bool {
+        let mut servers = self.servers();
+        !servers.is_empty() && servers.remove(&Self::key(placed))
+    }
+
+    fn key(placed: &Placed) -> (RunId, ServerName) {
+        (placed.run().id.clone(), placed.server().name.clone())
+    }
+
+    fn servers(&self) -> MutexGuard<'_, BTreeSet<(RunId, ServerName)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

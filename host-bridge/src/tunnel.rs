@@ -8,6 +8,7 @@
 //! The accept loop awaits nobody. Who calls is read from the certificate, whether it is served is the registry's word,
 //! and what is asked goes through the [`Door`]. Any byte stream will do; a unix socket is the one that listens here.
 
+mod budget;
 mod connection;
 mod half_open;
 

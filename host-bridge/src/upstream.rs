@@ -24,11 +24,13 @@ use crate::pipeline::{RequestBody, error::PipelineError};
 /// Below what servers and load balancers commonly close idle connections after (section 6.8).
 const POOL_IDLE: Duration = Duration::from_secs(45);
 /// One stream of an HTTP/2 upstream: an agent that does not read stalls this much and no sibling.
-const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 128 * 1024;
 /// Large enough for thousands of stalled streams.
 const CONNECTION_WINDOW: u32 = 1 << 30;
-/// Bytes of the head and read buffer of an HTTP/1.1 upstream.
-const HTTP1_BUFFER: usize = 256 * 1024;
+/// Bytes of the read buffer of an HTTP/1.1 upstream. It has to take a head of the longest length.
+const HTTP1_BUFFER: usize = limits::HEADER_LIST as usize + 16 * 1024;
+/// Bytes of one request that may wait to be sent to an HTTP/2 upstream.
+const SEND_BUFFER: usize = 64 * 1024;
 
 /// The certificate authorities that this machine trusts; `SSL_CERT_FILE` and `SSL_CERT_DIR` replace them.
 pub(crate) fn platform_roots() -> Arc<RootCertStore> {
@@ -98,6 +100,7 @@ impl Upstreams {
             .http2_adaptive_window(false)
             .http2_initial_stream_window_size(STREAM_WINDOW)
             .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_max_send_buf_size(SEND_BUFFER)
             .http2_max_header_list_size(limits::HEADER_LIST)
             .http2_keep_alive_interval(limits::PING_INTERVAL)
             .http2_keep_alive_timeout(limits::PING_TIMEOUT)

@@ -5,8 +5,8 @@
 //! 3xx with Location          ──► 502, nobody follows (section 6.2)
 //! 202                        ──► no body, no content type (R13)
 //! text/event-stream          ──► event by event
-//! application/json           ──► held back shortly, so that a cut is an error the agent can read
-//! everything else            ──► as it comes, status as received (R11, R12)
+//! everything else            ──► held back shortly, so that a cut is an error the agent can read; then as it comes,
+//!                                status as received (R11, R12)
 //! ```
 
 mod decode;
@@ -34,12 +34,12 @@ use super::{
     record::Trace, session::Sessions,
 };
 use crate::{
-    record::{AuditEvent, Recorder},
+    record::{AuditEvent, Failure, Recorder},
     upstream::{legacy::Handles, scan::Scrubber},
 };
 
-/// How much of a JSON answer is held back, and how long, so that one which is cut becomes an error with an id. Slow
-/// answers are not kept waiting for: their head travels (section 6.14).
+/// How much of an answer that is no event stream is held back, and how long, so that one which is cut or cannot be
+/// read becomes an error with an id. Slow answers are not kept waiting for: their head travels (section 6.14).
 const HOLD: usize = 64 * 1024;
 const HOLD_FOR: Duration = Duration::from_millis(250);
 
@@ -90,14 +90,15 @@ pub(super) async fn back(
         recorded: false,
     });
     let server = placed.server().name.to_string();
+    let whole = events.is_none();
     let relay = Relay::new(body, decoder, scrub, events, server.clone(), trace);
-    if method == Method::POST && media == b"application/json" {
+    if whole {
         return match hold_back(relay).await {
             Held::Whole(bytes) => {
                 Ok(head.map(|()| Full::new(bytes).map_err(|never| match never {}).boxed_unsync()))
             }
             Held::Part(relay) => Ok(head.map(|()| relay.boxed_unsync())),
-            Held::Cut(trace) => Err((PipelineError::Lost { server }, *trace)),
+            Held::Cut(failure, trace) => Err((PipelineError::incomplete(failure, server), *trace)),
         };
     }
     Ok(head.map(|()| relay.boxed_unsync()))
@@ -196,7 +197,7 @@ fn events_of(method: &Method, asked: &Asked, placed: &Placed, handles: &Handles)
 enum Held<U> {
     Whole(Bytes),
     Part(Box<Relay<U>>),
-    Cut(Box<Trace>),
+    Cut(Failure, Box<Trace>),
 }
 
 /// Takes a small answer whole.
@@ -214,7 +215,7 @@ where
                 length += bytes.len();
                 taken.push(bytes);
             }
-            Ok(Some(Err(Incomplete))) => return Held::Cut(Box::new(relay.into_trace())),
+            Ok(Some(Err(Incomplete(failure)))) => return Held::Cut(failure, Box::new(relay.into_trace())),
             Ok(None) => return Held::Whole(joined(taken, length)),
             Err(_) => break,
         }

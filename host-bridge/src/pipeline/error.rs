@@ -104,6 +104,14 @@ fn answer(error: &PipelineError) -> (ErrorKind, i32, Failure) {
 }
 
 impl PipelineError {
+    /// Of an answer that began and cannot be completed.
+    pub(super) fn incomplete(failure: Failure, server: String) -> Self {
+        match failure {
+            Failure::Invalid => Self::Invalid { server, what: "its body is not what its headers say" },
+            _ => Self::Lost { server },
+        }
+    }
+
     /// The word of the trace.
     pub(crate) fn failure(&self) -> Failure {
         answer(self).2

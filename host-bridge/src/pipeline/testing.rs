@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Body, Notice, Parts, Pipeline};
+use super::{Body, News, Notice, Parts, Pipeline};
 use crate::{
     credentials::{Credential, Store},
     env::Environment,
@@ -135,7 +135,10 @@ impl Rig {
     }
 
     pub(super) fn notice(&mut self) -> Option<String> {
-        self.notices.try_recv().ok().map(|notice| notice.text)
+        match self.notices.try_recv().ok()?.news {
+            News::Trouble(text) => Some(text),
+            News::Mended => Some("mended".to_owned()),
+        }
     }
 }
 

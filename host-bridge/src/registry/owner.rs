@@ -22,7 +22,7 @@ use super::{
 use crate::{
     control::api::{HoldEvent, Register, RunStatus, ServerStatus, TunnelStatus},
     home::Home,
-    pipeline::Notice,
+    pipeline::{News, Notice},
     record::{AuditEvent, Recorder},
 };
 
@@ -76,6 +76,8 @@ struct Entry {
 struct Trouble {
     text: String,
     told: Instant,
+    /// The server has answered since.
+    mended: bool,
 }
 
 #[derive(Debug)]
@@ -409,14 +411,21 @@ impl Entry {
     /// What goes wrong is shown in `moat status`, and to the holder; the same thing at most once a minute.
     fn note(&mut self, notice: Notice) {
         let now = Instant::now();
-        let last = self.troubles.get(&notice.server);
-        if last.is_some_and(|last| last.text == notice.text && now.duration_since(last.told) < SAME_WARNING) {
-            return;
-        }
+        let last = self.troubles.get_mut(&notice.server);
+        let text = match (notice.news, last) {
+            (News::Mended, Some(last)) => return last.mended = true,
+            (News::Mended, None) => return,
+            (News::Trouble(text), Some(last))
+                if last.text == text && now.duration_since(last.told) < SAME_WARNING =>
+            {
+                return last.mended = false;
+            }
+            (News::Trouble(text), _) => text,
+        };
         for hold in &self.holds {
-            self.tell(hold, HoldEvent::Warning { text: notice.text.clone() });
+            self.tell(hold, HoldEvent::Warning { text: text.clone() });
         }
-        self.troubles.insert(notice.server, Trouble { text: notice.text, told: now });
+        self.troubles.insert(notice.server, Trouble { text, told: now, mended: false });
     }
 
     fn status(&self) -> RunStatus {
@@ -426,6 +435,7 @@ impl Entry {
             last_error: self
                 .troubles
                 .get(name)
+                .filter(|trouble| !trouble.mended)
                 .and_then(|trouble| trouble.text.lines().next())
                 .map(str::to_owned),
         };

@@ -23,7 +23,11 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::{BoxError, Door, Shared, half_open::Guard};
+use super::{
+    BoxError, Door, Shared,
+    budget::{Budget, Paced},
+    half_open::Guard,
+};
 use crate::{
     control::api::TunnelStatus,
     identity,
@@ -50,6 +54,8 @@ struct Session<D> {
     greeted: watch::Sender<bool>,
     /// To the connection, which watches over it.
     place: mpsc::Sender<Place>,
+    /// A run has one tunnel, so this is the run's.
+    budget: Budget,
 }
 
 /// Why a tunnel that was open ended.
@@ -108,10 +114,14 @@ impl<D: Door> Connection<D> {
             ticket: ticket.clone(),
             greeted: watch::Sender::new(false),
             place: to_us,
+            budget: Budget::default(),
         });
         let service = service_fn(move |request| {
             let session = Arc::clone(&session);
-            async move { Ok::<_, std::convert::Infallible>(session.answer(request).await) }
+            async move {
+                let answer = session.answer(request).await;
+                Ok::<_, std::convert::Infallible>(answer.map(|body| Paced::new(body, &session.budget)))
+            }
         });
         let tasks = Owned::default();
         // Declared before the connection and so dropped after it: whatever ends this ends every stream.

@@ -15,6 +15,8 @@ use crate::limits;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const SIDECAR_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const BRIDGE_CONNECTION_WINDOW: u32 = 1 << 30;
+/// Bytes of one stream that may wait to be sent; hyper's own defaults are up to sixteen times as much.
+const SEND_BUFFER: usize = 64 * 1024;
 const PENDING_RESETS: usize = 65_536;
 const LOCAL_RESETS: usize = 1_000_000;
 const REMEMBERED_RESETS: usize = 4096;
@@ -29,6 +31,7 @@ pub fn sidecar(tasks: Owned) -> client::conn::http2::Builder<Owned> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(SIDECAR_CONNECTION_WINDOW)
         .adaptive_window(false)
+        .max_send_buf_size(SEND_BUFFER)
         .initial_max_send_streams(limits::STREAMS_PER_RUN as usize)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(REMEMBER_RESETS_FOR)
@@ -49,6 +52,7 @@ pub fn bridge(tasks: Owned) -> server::conn::http2::Builder<Owned> {
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(BRIDGE_CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .max_concurrent_streams(limits::STREAMS_PER_RUN)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)

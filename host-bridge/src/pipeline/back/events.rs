@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// An event that is held until it is whole. A longer one passes in parts: memory is bounded, whatever an upstream sends.
-const EVENT_MAX: usize = 256 * 1024;
+const EVENT_MAX: usize = 32 * 1024;
 
 /// Follows one event stream.
 #[derive(Debug)]

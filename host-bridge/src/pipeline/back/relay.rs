@@ -31,7 +31,7 @@ use crate::{
 /// The body ended before its time: the stream to the agent is reset, never ended (T3).
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream's answer is not complete")]
-pub(crate) struct Incomplete;
+pub(crate) struct Incomplete(pub(crate) Failure);
 
 /// One answer's body.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub(super) struct Relay<U> {
     events: Option<Events>,
     server: String,
     trace: Trace,
-    incomplete: bool,
+    incomplete: Option<Incomplete>,
 }
 
 /// Replaces the credential, and records the first time.
@@ -111,7 +111,7 @@ impl<U> Relay<U> {
             events,
             server,
             trace,
-            incomplete: false,
+            incomplete: None,
         }
     }
 
@@ -203,10 +203,10 @@ impl<U> Relay<U> {
             .map(|(events, watch)| (events.closing(), watch.outstanding()))
             .filter(|(_, outstanding)| !outstanding.is_empty());
         let Some((closing, outstanding)) = waiting else {
-            self.incomplete = true;
+            self.incomplete = Some(Incomplete(failure));
             return;
         };
-        let error = PipelineError::Lost { server: self.server.clone() };
+        let error = PipelineError::incomplete(failure, self.server.clone());
         self.emit(Bytes::from_static(closing));
         for id in outstanding {
             self.emit(error.event(&id, &self.server).into());
@@ -234,8 +234,7 @@ where
                 this.work()
             } else {
                 let Some(upstream) = &mut this.upstream else {
-                    let end = std::mem::take(&mut this.incomplete).then_some(Err(Incomplete));
-                    return Poll::Ready(end);
+                    return Poll::Ready(this.incomplete.take().map(Err));
                 };
                 match ready!(Pin::new(upstream).poll_frame(cx)) {
                     Some(Ok(frame)) => {

@@ -10,9 +10,6 @@ use crate::pipeline::parse::{
     json::{Kind, Reader, Rigour, Visitor},
 };
 
-/// Responses whose ids are remembered. No request asks for more (a batch is bounded).
-const ANSWERED_MAX: usize = 1024;
-
 /// Follows the events of one answer.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -157,9 +154,15 @@ impl Watch {
         if answer.unreadable || reader.finish(&mut answer).is_err() {
             return;
         }
-        let room = ANSWERED_MAX.saturating_sub(self.answered.len());
-        self.answered.extend(answer.ids.into_iter().take(room));
-        self.satisfied = self.outstanding().is_empty();
+        // Only what is waited for is remembered: a batch is bounded, an upstream's stream is not.
+        let mut outstanding = self.outstanding();
+        for answered in answer.ids {
+            if let Some(known) = outstanding.iter().position(|id| same(&answered, id.as_str())) {
+                outstanding.swap_remove(known);
+                self.answered.push(answered);
+            }
+        }
+        self.satisfied = outstanding.is_empty();
     }
 }
 

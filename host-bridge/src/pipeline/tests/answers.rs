@@ -46,6 +46,46 @@ async fn r11_status_and_body_as_received(status: u16) {
     assert_eq!(text(response).await.unwrap(), "{\"what\":\"they said\"}");
 }
 
+/// Whatever it calls itself: the agent gets an error with its id, not a stream that breaks.
+#[test_case("text/plain", "gzip", b"no gzip at all"; "not what the header says")]
+#[test_case("application/json", "gzip", b"no gzip at all"; "the same in json")]
+#[test_case("text/event-stream", "gzip", b"no gzip at all"; "the same in events")]
+#[test_case("text/plain", "deflate", b"\x78\x9cnot zlib"; "not zlib")]
+#[tokio::test]
+async fn what_cannot_be_decoded_is_invalid(media: &'static str, coding: &'static str, body: &'static [u8]) {
+    let upstream = Upstream::answering(move |_| {
+        let head = Response::builder().header("content-type", media).header("content-encoding", coding);
+        head.body(whole(body)).unwrap()
+    })
+    .await;
+    let mut rig = Rig::new();
+    let response = rig.send(&upstream.url(), post(CALL)).await;
+    let error = if media == "text/event-stream" {
+        let text = text(response).await.unwrap();
+        serde_json::from_str(text.rsplit_once("data: ").unwrap().1.trim_end()).unwrap()
+    } else {
+        assert_eq!(response.status(), 502);
+        serde_json::from_str::<serde_json::Value>(&text(response).await.unwrap()).unwrap()
+    };
+    assert_eq!((&error["id"], &error["error"]["data"]["kind"]), (&"c-1".into(), &"upstream_invalid".into()));
+    assert_eq!(rig.recorded().0.last().unwrap().error, Some(Failure::Invalid));
+}
+
+/// An answer of no special type that is cut: small enough to know before its head travels.
+#[tokio::test]
+async fn a_plain_answer_that_is_cut_is_an_error_with_an_id() {
+    let upstream = Upstream::answering(|_| {
+        let (feed, body) = fed();
+        feed.try_send(Ok("half of".into())).unwrap();
+        feed.try_send(Err(std::io::Error::other("cut"))).unwrap();
+        Response::builder().header("content-type", "text/plain").body(body).unwrap()
+    })
+    .await;
+    let rig = Rig::new();
+    let response = rig.send(&upstream.url(), post(CALL)).await;
+    assert_eq!(error_in(response).await.2, "upstream_lost");
+}
+
 #[tokio::test]
 async fn r13_202_has_no_body_and_no_type() {
     let upstream = Upstream::answering(|_| {
@@ -87,6 +127,9 @@ async fn a_rejected_credential_never_starts_oauth(status: u16) {
     // Without a grant the status passes, the header still does not.
     let response = rig.pipeline.handle(&without_credential(&upstream.url()), post(CALL)).await;
     assert_eq!(response.status(), status);
+    assert_eq!(rig.notice().as_deref(), Some("mended"), "it answered");
+    let response = rig.pipeline.handle(&without_credential(&upstream.url()), post(CALL)).await;
+    assert_eq!((response.status().as_u16(), rig.notice()), (status, None), "nothing was wrong with it");
     assert!(!response.headers().contains_key("www-authenticate"));
 }
 

@@ -170,9 +170,12 @@ async fn the_holder_hears_of_stop_warnings_and_the_end() {
     let mut hold = rig.registry.hold(run.id.clone()).await.unwrap();
     assert!(matches!(hold.next().await, Some(HoldEvent::Held)));
     assert!(matches!(hold.next().await, Some(HoldEvent::Stop)), "asked before anybody held it");
-    for text in ["cannot connect\nhint", "cannot connect\nhint", "another"] {
-        let notice = Notice { run: run.id.clone(), server: server.clone(), text: text.to_owned() };
+    let tell = async |news| {
+        let notice = Notice { run: run.id.clone(), server: server.clone(), news };
         rig.notices.send(notice).await.unwrap();
+    };
+    for text in ["cannot connect\nhint", "cannot connect\nhint", "another"] {
+        tell(News::Trouble(text.to_owned())).await;
     }
     let warning = |event| match event {
         Some(HoldEvent::Warning { text }) => text,
@@ -182,6 +185,15 @@ async fn the_holder_hears_of_stop_warnings_and_the_end() {
     assert_eq!(warning(soon(hold.next()).await), "another", "the same one is not repeated");
     let status = rig.registry.runs().await.unwrap();
     assert_eq!(status[0].servers[0].last_error.as_deref(), Some("another"));
+    tell(News::Mended).await;
+    while rig.registry.runs().await.unwrap()[0].servers[0].last_error.is_some() {
+        tokio::task::yield_now().await;
+    }
+    // A server that comes and goes is not told of at each turn.
+    for text in ["another", "a third"] {
+        tell(News::Trouble(text.to_owned())).await;
+    }
+    assert_eq!(warning(soon(hold.next()).await), "a third");
     rig.registry.unregister(run.id.clone(), "test".to_owned()).await.unwrap();
     assert!(matches!(soon(hold.next()).await, Some(HoldEvent::Ended { .. })));
     assert!(soon(hold.next()).await.is_none());
