@@ -31,7 +31,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("sampling_and_elicitation_pass", SANDBOX, sampling_and_elicitation_pass),
     Test::new("large_bodies_pass_in_little_memory", SANDBOX, large_bodies_pass_in_little_memory),
     Test::new("many_streams_at_once", SANDBOX, many_streams_at_once),
-    Test::new("minutes_of_silence_end_nothing", SANDBOX, minutes_of_silence_end_nothing).ahead(),
+    Test::new("minutes_of_silence_end_nothing", &[Part::Sandbox, Part::Time], minutes_of_silence_end_nothing)
+        .ahead(),
 ];
 
 fn events_arrive_when_they_are_sent() -> Outcome {

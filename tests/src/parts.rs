@@ -24,6 +24,8 @@ pub enum Part {
     StaticC,
     /// Root, to be another user for a moment.
     Root,
+    /// Minutes: where nothing may be skipped, or on demand.
+    Time,
 }
 
 impl Part {
@@ -39,6 +41,7 @@ impl Part {
             Self::Script => "script (util-linux)",
             Self::StaticC => "cc and a static C library",
             Self::Root => "root",
+            Self::Time => "more than two minutes (MOAT_TESTS_LONG=1)",
         }
     }
 
@@ -54,6 +57,9 @@ impl Part {
             Self::Script => succeeds(Command::new("script").arg("--version")),
             Self::StaticC => has_static_c(),
             Self::Root => nix::unistd::geteuid().is_root(),
+            Self::Time => {
+                ["MOAT_TESTS_LONG", "MOAT_TESTS_REQUIRE"].iter().any(|name| std::env::var_os(name).is_some())
+            }
         }
     }
 }
