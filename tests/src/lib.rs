@@ -18,6 +18,7 @@ pub mod parts;
 pub mod pki;
 pub mod rig;
 pub mod seen;
+pub mod suite;
 pub mod tools;
 pub mod trouble;
 pub mod upstream;

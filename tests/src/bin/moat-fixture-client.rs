@@ -1,6 +1,7 @@
 //! The program inside the sandbox: does what JSON lines on stdin say (see `moat_tests::console`).
 //!
 //! `moat-fixture-client` alone reads orders. `moat-fixture-client mcp '<visit as JSON>'` makes one visit and prints it.
+//! `moat-fixture-client suite URL` is the client that the official conformance suite tests.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "this program's answers go to stdout")]
 
@@ -13,6 +14,7 @@ use std::{
 use moat_tests::{
     Outcome, Trouble, clock,
     console::{Event, Exec, Order, Report, Task, http, mcp, search},
+    suite,
 };
 use serde_json::{Value, json};
 use tokio::{process::Command, sync::mpsc, task::JoinSet};
@@ -37,7 +39,8 @@ fn run() -> Outcome {
             println!("{answer}");
             Ok(())
         }
-        _ => Err(Trouble::new("usage: moat-fixture-client [mcp VISIT]")),
+        ["suite", url] => runtime.block_on(suite::client::play(url)),
+        _ => Err(Trouble::new("usage: moat-fixture-client [mcp VISIT | suite URL]")),
     }
 }
 
