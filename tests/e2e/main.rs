@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod clients;
+mod conformance;
 mod door;
 mod faults;
 mod files;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         ("faults", faults::TESTS),
         ("door", door::TESTS),
         ("clients", clients::TESTS),
+        ("conformance", conformance::TESTS),
         ("files", files::TESTS),
         ("sandbox", sandbox::TESTS),
     ];

@@ -18,6 +18,8 @@ pub enum Part {
     Python,
     /// Node with the TypeScript SDK.
     TypeScript,
+    /// Node 22 with both editions of the official conformance suite and server-everything.
+    Suite,
     /// `script`, which makes terminals.
     Script,
     /// A C compiler with a static C library.
@@ -38,6 +40,7 @@ impl Part {
             Self::Git => "git",
             Self::Python => "python3 with the package mcp (see .ci/run)",
             Self::TypeScript => "node with @modelcontextprotocol/sdk (see .ci/run)",
+            Self::Suite => "node 22, @modelcontextprotocol/conformance and server-everything (see .ci/run)",
             Self::Script => "script (util-linux)",
             Self::StaticC => "cc and a static C library",
             Self::Root => "root",
@@ -54,6 +57,7 @@ impl Part {
             Self::Git => succeeds(Command::new("git").arg("--version")),
             Self::Python => python().is_some_and(|p| succeeds(Command::new(p).args(["-c", "import mcp"]))),
             Self::TypeScript => typescript().is_some() && succeeds(Command::new("node").arg("--version")),
+            Self::Suite => crate::suite::run::installed(),
             Self::Script => succeeds(Command::new("script").arg("--version")),
             Self::StaticC => has_static_c(),
             Self::Root => nix::unistd::geteuid().is_root(),
@@ -86,6 +90,22 @@ pub fn python() -> Option<PathBuf> {
 pub fn typescript() -> Option<PathBuf> {
     let modules = crate::rig::target_directory()?.join("clients/node/node_modules");
     existing(modules.join("@modelcontextprotocol/sdk")).map(|_| modules)
+}
+
+/// A Node of version 22 or later: the one that `.ci/run` installs, or this machine's own.
+#[must_use]
+pub fn node22() -> Option<PathBuf> {
+    let ours = crate::rig::target_directory()?.join("clients/node22/node_modules");
+    let packages = std::fs::read_dir(ours).into_iter().flatten().flatten();
+    let installed = packages.map(|package| package.path().join("bin/node")).find(|node| node.exists());
+    installed.or_else(|| {
+        let new = |version: &[u8]| {
+            let text = String::from_utf8_lossy(version);
+            let major = text.trim_start_matches('v').split('.').next()?.parse::<u32>().ok()?;
+            (major >= 22).then(|| PathBuf::from("node"))
+        };
+        Command::new("node").arg("--version").output().ok().and_then(|said| new(&said.stdout))
+    })
 }
 
 fn existing(path: impl AsRef<Path>) -> Option<PathBuf> {

@@ -1,5 +1,8 @@
-//! The official conformance suite: what it is run against, and how it is run and read.
+//! The official conformance suite: what it is run against, how it is run, how its results are read and published.
 
 mod catalog;
 pub mod client;
+pub mod report;
+pub mod run;
 pub mod server;
+pub mod table;

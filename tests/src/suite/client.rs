@@ -45,7 +45,7 @@ async fn play_scenario(url: &str, scenario: &str, modern: bool, context: &Value)
         ClientLifecycleMode::Initialize
     };
     let transport = StreamableHttpClientTransport::from_uri(url);
-    let client = Player.serve_with_lifecycle(transport, lifecycle).await?;
+    let client = Player { modern }.serve_with_lifecycle(transport, lifecycle).await?;
     let tools = client.list_all_tools().await?;
     let calls = match (scenario, context["toolCalls"].as_array()) {
         ("initialize" | "json-schema-ref-no-deref", _) => Vec::new(),
@@ -114,7 +114,9 @@ fn round_trip(tools: &[Tool]) -> Vec<CallToolRequestParams> {
 
 /// The client's own side.
 #[derive(Debug, Clone)]
-struct Player;
+struct Player {
+    modern: bool,
+}
 
 impl ClientHandler for Player {
     fn get_info(&self) -> ClientConfig {
@@ -123,7 +125,12 @@ impl ClientHandler for Player {
         // The form's defaults are applied, which a client says with this.
         capabilities.elicitation =
             serde_json::from_value(json!({"form": {"schemaValidation": true, "applyDefaults": true}})).ok();
-        ClientConfig::new(capabilities, Implementation::new("moat-fixture-client", env!("CARGO_PKG_VERSION")))
+        let own = Implementation::new("moat-fixture-client", env!("CARGO_PKG_VERSION"));
+        let mut config = ClientConfig::new(capabilities, own);
+        if !self.modern {
+            config.protocol_version = ProtocolVersion::V_2025_11_25;
+        }
+        config
     }
 
     async fn create_message(

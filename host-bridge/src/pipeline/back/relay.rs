@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! upstream ──► decode ──► scrub ──► events ──► agent
-//!     │ ended properly ──► the end, unless a response is missing
+//!     │ ended properly ──► the end, unless a response is missing that cannot come on another stream
 //!     └ lost ──► Loss
 //! ```
 //!
@@ -21,6 +21,7 @@ use moat_shared::grant::GrantName;
 use super::{
     decode::{self, Decoder},
     events::Events,
+    watch::Watch,
 };
 use crate::{
     pipeline::{error::PipelineError, place::Placed, record::Trace},
@@ -178,9 +179,10 @@ impl<U> Relay<U> {
             let rest = scrub.finish();
             self.cut(rest)?;
         }
-        let missing =
-            self.events.as_ref().and_then(Events::watch).is_some_and(|w| !w.outstanding().is_empty());
-        if missing {
+        // A server may end a stream with event ids before the response, to be polled (2025-11-25, SEP-1699): the client
+        // waits for as long as `retry:` says and resumes. A reset in its place would be a loss, and waits for nothing.
+        let waits = |watch: &Watch| !watch.is_resumable() && !watch.outstanding().is_empty();
+        if self.events.as_ref().and_then(Events::watch).is_some_and(waits) {
             return Err(Failure::Lost);
         }
         if let Some(events) = &mut self.events {
