@@ -74,7 +74,9 @@ fn clients(edition: Edition) -> Outcome {
         format!("{script} {} {} {}", moat_binary()?.display(), client.display(), sandboxes.display());
     let through = edition.client(&rig, &scenarios, &through, "through")?;
     same("client", &direct, &through)?;
-    ensure(fs::read_dir(&sandboxes)?.count() >= scenarios.len(), || "not every client ran in a sandbox".to_owned())?;
+    ensure(fs::read_dir(&sandboxes)?.count() >= scenarios.len(), || {
+        "not every client ran in a sandbox".to_owned()
+    })?;
     let columns = [("client", &direct), ("through moat", &through)];
     hold(&format!("clients, {}", edition.title), &said(&edition, &columns)?)
 }

@@ -7,6 +7,7 @@
 mod clients;
 mod conformance;
 mod door;
+mod eras;
 mod faults;
 mod files;
 mod fixtures;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         ("streaming", streaming::TESTS),
         ("faults", faults::TESTS),
         ("door", door::TESTS),
+        ("eras", eras::TESTS),
         ("clients", clients::TESTS),
         ("conformance", conformance::TESTS),
         ("files", files::TESTS),

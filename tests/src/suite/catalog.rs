@@ -43,12 +43,8 @@ const BARE: &[(&str, &str)] = &[
 
 /// The tools, always in this order.
 pub(super) fn tools() -> Vec<Value> {
-    let tool = |name: &str, description: &str, schema: Value| {
-        json!({"name": name, "description": description, "inputSchema": schema})
-    };
-    let with = |properties: Value, required: Value| {
-        json!({"type": "object", "properties": properties, "required": required})
-    };
+    let tool = |name: &str, description: &str, schema: Value| json!({"name": name, "description": description, "inputSchema": schema});
+    let with = |properties: Value, required: Value| json!({"type": "object", "properties": properties, "required": required});
     let text = || json!({"type": "string"});
     let bare = BARE.iter().map(|(name, description)| tool(name, description, with(json!({}), json!([]))));
     let others = [

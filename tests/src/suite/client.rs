@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When a call fails that the scenario needs, or nothing answers in time.
 pub async fn play(url: &str) -> Outcome {
-    let read = |name: &str| std::env::var(name).unwrap_or_default();
+    let read = |name: &str| std::env::var_os(name).unwrap_or_default().to_string_lossy().into_owned();
     let scenario = read("MCP_CONFORMANCE_SCENARIO");
     let modern = read("MCP_CONFORMANCE_PROTOCOL_VERSION") == "2026-07-28";
     let context: Value = serde_json::from_str(&read("MCP_CONFORMANCE_CONTEXT")).unwrap_or_default();
@@ -120,8 +120,7 @@ struct Player {
 
 impl ClientHandler for Player {
     fn get_info(&self) -> ClientConfig {
-        let mut capabilities =
-            ClientCapabilities::builder().enable_sampling().enable_elicitation().build();
+        let mut capabilities = ClientCapabilities::builder().enable_sampling().enable_elicitation().build();
         // The form's defaults are applied, which a client says with this.
         capabilities.elicitation =
             serde_json::from_value(json!({"form": {"schemaValidation": true, "applyDefaults": true}})).ok();

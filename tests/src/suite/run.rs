@@ -168,10 +168,12 @@ impl Edition {
             }
             command.arg(self.program()?).args(["client", "--command", client, "--scenario", scenario]);
             let ran = command.args(self.client).arg("-o").arg(&own).stdin(Stdio::null()).output()?;
-            let said = || format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-            report.extend(
-                Report::read(&own).map_err(|trouble| Trouble::new(format!("{scenario}: {trouble}\n{}", said())))?,
-            );
+            let said = || {
+                format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr))
+            };
+            let one = Report::read(&own);
+            let one = one.map_err(|trouble| Trouble::new(format!("{scenario}: {trouble}\n{}", said())))?;
+            report.extend(one.saying(&said()));
         }
         Ok(report)
     }

@@ -61,13 +61,11 @@ impl SuiteServer {
         let everything = Everything::default();
         let config = StreamableHttpServerConfig::default()
             .with_sse_keep_alive(None)
-            .with_sse_retry(Some(Duration::from_millis(200)))
             .with_allowed_origins(["http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*"]);
-        let service: Service = StreamableHttpService::new(
-            move || Ok(everything.clone()),
-            Arc::new(LocalSessionManager::default()),
-            config,
-        );
+        let mut sessions = LocalSessionManager::default();
+        sessions.session_config.sse_retry = Some(Duration::from_millis(200));
+        let service: Service =
+            StreamableHttpService::new(move || Ok(everything.clone()), Arc::new(sessions), config);
         let seen = Seen::default();
         let noted = seen.clone();
         let listening =
@@ -481,7 +479,9 @@ impl Everything {
                 let pause = Duration::from_secs_f64(call.arguments["seconds"].as_f64().unwrap_or_default());
                 Box::new(move |task| Box::pin(slow(pause, task)))
             }
-            "failing_job" => Box::new(|_| Box::pin(async { ended(json!({"content": [words("failed")], "isError": true})) })),
+            "failing_job" => Box::new(|_| {
+                Box::pin(async { ended(json!({"content": [words("failed")], "isError": true})) })
+            }),
             "protocol_error_job" => Box::new(|_| {
                 Box::pin(async { Err(TaskExit::Error(ErrorData::internal_error("as wanted", None))) })
             }),

@@ -14,7 +14,8 @@ pub type Column<'a> = (&'a str, &'a Report);
 #[must_use]
 pub fn table(columns: &[Column<'_>]) -> String {
     let headings: Vec<&str> = columns.iter().map(|(heading, _)| *heading).collect();
-    let mut text = format!("| scenario | {} |\n|---|{}\n", headings.join(" | "), "---|".repeat(columns.len()));
+    let mut text =
+        format!("| scenario | {} |\n|---|{}\n", headings.join(" | "), "---|".repeat(columns.len()));
     let scenarios: std::collections::BTreeSet<&str> =
         columns.iter().flat_map(|(_, report)| report.scenarios()).collect();
     for scenario in scenarios {
