@@ -15,13 +15,13 @@ use crate::{
 const SANDBOX: &[Part] = &[Part::Sandbox];
 
 pub(crate) const TESTS: &[Test] = &[
-    Test::new("foreign_host_and_origin", SANDBOX, foreign_host_and_origin),
+    Test::new("r4_foreign_host_and_origin", SANDBOX, foreign_host_and_origin),
     Test::new("every_request_form_is_answered_alike", SANDBOX, every_request_form_is_answered_alike),
-    Test::new("no_way_out_of_the_configured_path", SANDBOX, no_way_out_of_the_configured_path),
-    Test::new("the_relay_is_no_proxy", SANDBOX, the_relay_is_no_proxy),
+    Test::new("r1_no_way_out_of_the_configured_path", SANDBOX, no_way_out_of_the_configured_path),
+    Test::new("r10_the_relay_is_no_proxy", SANDBOX, the_relay_is_no_proxy),
     Test::new("broken_heads", SANDBOX, broken_heads),
     Test::new("slow_heads", SANDBOX, slow_heads),
-    Test::new("ambiguous_bodies", SANDBOX, ambiguous_bodies),
+    Test::new("r8_ambiguous_bodies", SANDBOX, ambiguous_bodies),
     Test::new("no_oauth_is_offered", SANDBOX, no_oauth_is_offered),
     Test::new(
         "the_control_socket_knows_its_owner",

@@ -20,19 +20,23 @@ use crate::{
 const SANDBOX: &[Part] = &[Part::Sandbox];
 
 pub(crate) const TESTS: &[Test] = &[
-    Test::new("events_arrive_when_they_are_sent", SANDBOX, events_arrive_when_they_are_sent),
-    Test::new("a_departure_reaches_the_upstream", SANDBOX, a_departure_reaches_the_upstream),
+    Test::new("r14_events_arrive_when_they_are_sent", SANDBOX, events_arrive_when_they_are_sent),
+    Test::new("r17_a_departure_reaches_the_upstream", SANDBOX, a_departure_reaches_the_upstream),
     Test::new(
-        "silence_brings_a_comment_after_15_seconds",
+        "r20_silence_brings_a_comment_after_15_seconds",
         SANDBOX,
         silence_brings_a_comment_after_15_seconds,
     ),
-    Test::new("sessions_and_event_ids_pass", SANDBOX, sessions_and_event_ids_pass),
+    Test::new("r13_r15_r16_sessions_and_event_ids_pass", SANDBOX, sessions_and_event_ids_pass),
     Test::new("sampling_and_elicitation_pass", SANDBOX, sampling_and_elicitation_pass),
     Test::new("large_bodies_pass_in_little_memory", SANDBOX, large_bodies_pass_in_little_memory),
-    Test::new("many_streams_at_once", SANDBOX, many_streams_at_once),
-    Test::new("minutes_of_silence_end_nothing", &[Part::Sandbox, Part::Time], minutes_of_silence_end_nothing)
-        .ahead(),
+    Test::new("r23_many_streams_at_once", SANDBOX, many_streams_at_once),
+    Test::new(
+        "r19_r20_minutes_of_silence_end_nothing",
+        &[Part::Sandbox, Part::Time],
+        minutes_of_silence_end_nothing,
+    )
+    .ahead(),
 ];
 
 fn events_arrive_when_they_are_sent() -> Outcome {

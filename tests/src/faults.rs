@@ -138,6 +138,7 @@ impl Fault {
             ["status", code] => self.status(code, true),
             ["status", code, "empty"] => self.status(code, false),
             ["redirect"] => self.redirect(),
+            ["headers"] => self.headers(),
             ["ticks"] => self.ticks(),
             ["resume"] => self.resume(),
             ["big"] => self.big(),
@@ -200,6 +201,22 @@ impl Fault {
         let mut answer = plain(StatusCode::TEMPORARY_REDIRECT, "");
         if let Some(Ok(location)) = self.query("to").map(HeaderValue::from_str) {
             answer.headers_mut().insert(LOCATION, location);
+        }
+        answer
+    }
+
+    /// A good answer with every header that is none of the agent's business.
+    fn headers(&self) -> Answer {
+        let mut answer = document(&self.response(&json!({})));
+        for (name, value) in [
+            ("location", "/elsewhere"),
+            ("set-cookie", "a=b"),
+            ("www-authenticate", "Bearer"),
+            ("alt-svc", "h3=\":443\""),
+            ("strict-transport-security", "max-age=1"),
+            ("x-kept", "yes"),
+        ] {
+            answer.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         answer
     }

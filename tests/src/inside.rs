@@ -154,11 +154,19 @@ impl Inside {
     /// # Errors
     /// When it cannot be started.
     pub fn exec(&self, argv: &[&str], env: &[(&str, Option<&str>)]) -> Outcome<Ran> {
+        self.exec_within(argv, env, PATIENCE * 2)
+    }
+
+    /// Runs a program inside that may take so long.
+    ///
+    /// # Errors
+    /// When it cannot be started, or takes longer.
+    pub fn exec_within(&self, argv: &[&str], env: &[(&str, Option<&str>)], within: Duration) -> Outcome<Ran> {
         let exec = Exec {
             argv: argv.iter().map(|&a| a.to_owned()).collect(),
             env: env.iter().map(|&(n, v)| (n.to_owned(), v.map(ToOwned::to_owned))).collect(),
         };
-        let value = self.order(Task::Exec(exec))?.value()?;
+        let value = self.order(Task::Exec(exec))?.value_within(within)?;
         let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
         let code = value["code"].as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or(-1);
         Ok(Ran { code, out: text("stdout"), err: text("stderr") })
@@ -255,7 +263,15 @@ impl Pending<'_> {
     /// # Errors
     /// When it fails.
     pub fn value(&self) -> Outcome<Value> {
-        self.until("a task inside the sandbox is done", PATIENCE * 2, |events| match events.last() {
+        self.value_within(PATIENCE * 2)
+    }
+
+    /// Waits so long for the task's value.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn value_within(&self, within: Duration) -> Outcome<Value> {
+        self.until("a task inside the sandbox is done", within, |events| match events.last() {
             Some(Event::Done(value)) => Some(Ok(value.clone())),
             Some(Event::Failed(text)) => Some(Err(Trouble::new(text.clone()))),
             _ => None,

@@ -28,6 +28,8 @@ pub enum Part {
     Root,
     /// Minutes: where nothing may be skipped, or on demand.
     Time,
+    /// Many minutes: on a schedule only, whatever else is required.
+    Schedule,
 }
 
 impl Part {
@@ -45,6 +47,7 @@ impl Part {
             Self::StaticC => "cc and a static C library",
             Self::Root => "root",
             Self::Time => "more than two minutes (MOAT_TESTS_LONG=1)",
+            Self::Schedule => "more than five minutes (MOAT_TESTS_LONG=1, as .ci/long has it)",
         }
     }
 
@@ -61,6 +64,7 @@ impl Part {
             Self::Script => succeeds(Command::new("script").arg("--version")),
             Self::StaticC => has_static_c(),
             Self::Root => nix::unistd::geteuid().is_root(),
+            Self::Schedule => std::env::var_os("MOAT_TESTS_LONG").is_some(),
             Self::Time => {
                 ["MOAT_TESTS_LONG", "MOAT_TESTS_REQUIRE"].iter().any(|name| std::env::var_os(name).is_some())
             }

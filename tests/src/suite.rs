@@ -2,6 +2,7 @@
 
 mod catalog;
 pub mod client;
+mod patient;
 pub mod report;
 pub mod run;
 pub mod server;

@@ -12,10 +12,11 @@ use rmcp::{
         ProtocolVersion, SamplingMessage, Tool,
     },
     service::RequestContext,
-    transport::StreamableHttpClientTransport,
+    transport::{StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig},
 };
 use serde_json::{Map, Value, json};
 
+use super::patient::Patient;
 use crate::{Outcome, Trouble};
 
 /// The suite kills a client after 30 s; ours leaves before, and says why.
@@ -44,7 +45,9 @@ async fn play_scenario(url: &str, scenario: &str, modern: bool, context: &Value)
     } else {
         ClientLifecycleMode::Initialize
     };
-    let transport = StreamableHttpClientTransport::from_uri(url);
+    let config = StreamableHttpClientTransportConfig::with_uri(url);
+    let transport =
+        StreamableHttpClientTransport::with_client(Patient::new(reqwest::Client::default()), config);
     let client = Player { modern }.serve_with_lifecycle(transport, lifecycle).await?;
     let tools = client.list_all_tools().await?;
     let calls = match (scenario, context["toolCalls"].as_array()) {

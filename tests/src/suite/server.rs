@@ -59,9 +59,11 @@ impl SuiteServer {
     /// When no port is free.
     pub fn start() -> Outcome<Self> {
         let everything = Everything::default();
-        let config = StreamableHttpServerConfig::default()
-            .with_sse_keep_alive(None)
-            .with_allowed_origins(["http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*"]);
+        let config = StreamableHttpServerConfig::default().with_sse_keep_alive(None).with_allowed_origins([
+            "http://localhost:*",
+            "http://127.0.0.1:*",
+            "http://[::1]:*",
+        ]);
         let mut sessions = LocalSessionManager::default();
         sessions.session_config.sse_retry = Some(Duration::from_millis(200));
         let service: Service =
