@@ -32,6 +32,7 @@ mod env;
 mod fields;
 mod mount;
 mod network;
+pub(crate) mod oauth;
 mod policy;
 mod problem;
 mod server;

@@ -10,18 +10,36 @@ use std::{
 /// Replaces a file by `contents`, 0600: temporary file, fsync, rename, fsync of the directory. After a crash at any
 /// moment the file holds the old contents or the new. The caller holds the lock that makes it the only writer.
 pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    prepare(path, contents)?;
+    commit(path)?;
+    sync_directory_of(path)
+}
+
+/// The first third of [`replace`]: the new contents, durable beside the file.
+pub(crate) fn prepare(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let temporary = temporary(path)?;
+    let mut file = private(OpenOptions::new().write(true).create(true).truncate(true)).open(&temporary)?;
+    file.write_all(contents)?;
+    file.sync_all()
+}
+
+/// The second: the new contents get the file's name.
+pub(crate) fn commit(path: &Path) -> io::Result<()> {
+    std::fs::rename(temporary(path)?, path)
+}
+
+/// The third: what was renamed and removed beside `path` stays so.
+pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(path))?.sync_all()
+}
+
+fn temporary(path: &Path) -> io::Result<std::path::PathBuf> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file"));
     };
     let mut temporary = name.to_owned();
     temporary.push(".new");
-    let temporary = parent.join(temporary);
-    let mut file = private(OpenOptions::new().write(true).create(true).truncate(true)).open(&temporary)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    drop(file);
-    std::fs::rename(&temporary, path)?;
-    File::open(parent)?.sync_all()
+    Ok(parent.join(temporary))
 }
 
 /// Opens a file for appending, made with 0600 if it is not there; a symbolic link in its place is refused.

@@ -49,6 +49,10 @@ impl Home {
             None => base,
         }
     }
+    /// What a person knows of the authorization server of `oauth:<name>`.
+    pub(crate) fn oauth_file(&self, name: &str) -> PathBuf {
+        self.0.join("oauth").join(format!("{name}.yaml"))
+    }
     pub(crate) fn key_file(&self) -> PathBuf {
         self.0.join("encryption.key")
     }

@@ -18,6 +18,7 @@ pub(crate) mod env;
 pub(crate) mod home;
 pub(crate) mod identity;
 pub(crate) mod jsonl;
+pub(crate) mod oauth;
 pub(crate) mod pipeline;
 pub(crate) mod policy;
 pub(crate) mod process;

@@ -15,6 +15,7 @@ use crate::{
 
 mod inspect;
 pub(crate) mod mcp;
+pub(crate) mod oauth;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -25,6 +26,7 @@ pub(crate) mod mcp;
 Examples:
   moat grant mcp context7                                 # asks for the credential, without showing it
   pass show mine | moat grant mcp mine --url https://mcp.example.com/mcp
+  moat grant oauth linear                                 # signs in with the browser
   moat grant allow mcp-mine mcp2.example.com              # may be sent there as well
   moat grant list"
 )]
@@ -37,8 +39,8 @@ pub(crate) struct Args {
 enum What {
     /// Store the credential of an MCP server
     Mcp(mcp::Args),
-    /// Sign in to an MCP server with OAuth (not supported yet)
-    Oauth(OauthArgs),
+    /// Sign in to an MCP server with OAuth
+    Oauth(Box<oauth::Args>),
     /// Let a grant be sent to one more host
     Allow(AllowArgs),
     /// List the stored credentials
@@ -56,23 +58,6 @@ enum What {
 }
 
 #[derive(Debug, clap::Args)]
-struct OauthArgs {
-    name: String,
-    #[arg(long)]
-    url: Option<String>,
-    #[arg(long)]
-    auth_url: Option<String>,
-    #[arg(long)]
-    token_url: Option<String>,
-    #[arg(long)]
-    client_id: Option<String>,
-    #[arg(long)]
-    client_secret: Option<String>,
-    #[arg(long)]
-    scopes: Option<String>,
-}
-
-#[derive(Debug, clap::Args)]
 struct AllowArgs {
     /// The grant, like mcp-context7
     grant: GrantName,
@@ -86,12 +71,7 @@ impl Args {
         let store = Store::open(&context.home, &context.env, context.global.profile.as_ref());
         match self.what {
             What::Mcp(args) => args.run(context, &store),
-            What::Oauth(args) => {
-                let static_token =
-                    "A static token works where the server takes one:\n  moat grant mcp <name>";
-                Err(Failure::new(format!("grant 'oauth:{}': OAuth is not supported yet", args.name))
-                    .with_hint(static_token))
-            }
+            What::Oauth(args) => args.run(context, &store),
             What::Allow(args) => args.run(context, &store),
             What::List => inspect::list(context, &store),
             What::Show(args) => args.run(context, &store),

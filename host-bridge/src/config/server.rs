@@ -1,9 +1,6 @@
 //! `mcp:`: the remote and host-local servers of a run.
 
-use moat_shared::{
-    grant::{GrantKind, GrantName},
-    id::ServerName,
-};
+use moat_shared::{grant::GrantName, id::ServerName};
 
 use super::{
     catalog::{self, Known},
@@ -199,10 +196,6 @@ fn injection(
 /// A grant that a run can use today.
 pub(super) fn supported(text: &str, line: usize, at: &str, report: &mut Report) -> Option<GrantName> {
     match text.parse::<GrantName>() {
-        Ok(grant) if matches!(grant.kind(), GrantKind::OAuth(_)) => {
-            report.problem(line, at, format_args!("grant '{grant}': OAuth grants are not supported yet"));
-            None
-        }
         Ok(grant) => Some(grant),
         Err(error) => {
             report.problem(line, at, error);

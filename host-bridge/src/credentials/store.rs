@@ -275,13 +275,33 @@ impl Store {
     }
 
     fn put_locked(&self, credential: &Credential, held: &Locked) -> Result<Saved, WriteError> {
+        let saved = self.prepare_locked(credential, held)?;
+        let written = disk::commit(&saved.path).and_then(|()| disk::sync_directory_of(&saved.path));
+        written.map_err(|source| WriteError::File { path: saved.path.clone(), source })?;
+        Ok(saved)
+    }
+
+    fn prepare_locked(&self, credential: &Credential, held: &Locked) -> Result<Saved, WriteError> {
         let Found { key, new_file } = self.keys.find_or_make(held)?;
         let path = self.path(&credential.grant);
         let sealed = credential.seal(&key)?;
-        let written = private_dir(&self.dir).and_then(|()| disk::replace(&path, &sealed));
+        let written = private_dir(&self.dir).and_then(|()| disk::prepare(&path, &sealed));
         written.map_err(|source| WriteError::File { path: path.clone(), source })?;
         self.memory().key = Some(key);
         Ok(Saved { path, new_key_file: new_file })
+    }
+
+    /// The first step of keeping a credential: durable, but not yet in its place. [`crate::oauth`] takes the others
+    /// one by one, under the grant's lock.
+    pub(crate) fn prepare(&self, credential: &Credential) -> Result<Saved, WriteError> {
+        let held = self.keys.locked()?;
+        self.prepare_locked(credential, &held)
+    }
+
+    /// A file of a grant beside its credential; the directory is made.
+    pub(crate) fn beside(&self, grant: &GrantName, extension: &str) -> io::Result<PathBuf> {
+        private_dir(&self.dir)?;
+        Ok(self.dir.join(format!("{grant}.{extension}")))
     }
 
     /// Lets a grant be sent to one more host. Its credential stays as it is.

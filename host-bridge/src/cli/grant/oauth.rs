@@ -1,0 +1,503 @@
+//! `moat grant oauth <name>`: signs in to an MCP server with OAuth, in the browser, by a pasted address or by a device.
+
+use std::{ffi::OsString, io::BufRead, path::PathBuf, process::Child, time::Duration};
+
+use jiff::{Timestamp, tz::TimeZone};
+use moat_shared::{exit, grant::GrantName, secret::Secret};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use url::Url;
+
+use super::super::{
+    Context, Failure, Outcome,
+    ask::{Ask, Person},
+    print,
+    proxy::block_on,
+    text::visible,
+    when,
+};
+use crate::{
+    config::{
+        self, catalog,
+        oauth::{OAuthFile, endpoint},
+    },
+    credentials::Store,
+    env::Environment,
+    home::Home,
+    oauth::{
+        browser,
+        grant::{self, GrantError, Granted, Host, Inputs, Resource},
+        http::Http,
+        record::{Record, key},
+    },
+    server::Upstream,
+    upstream,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    long_about = "Sign in to an MCP server with OAuth.\n\n\
+        The server is asked who signs people in for it; you confirm in your browser, and the tokens are stored encrypted \
+        as grant 'oauth:<name>', bound to the server's host. The bridge renews them by itself. The server is the one of \
+        --url, else the one of that name in this directory's moat.yaml, else the known one of that name. What is not \
+        given here is taken from ~/.moat/oauth/<name>.yaml, and what is not there either is discovered.",
+    after_help = "\
+Examples:
+  moat grant oauth linear
+  moat grant oauth mine --url https://mcp.example.com/mcp
+  moat grant oauth mine --no-browser        # on a machine without a browser: paste the address that it ends on
+  moat grant oauth mine --device            # or enter a code on any device, where the server can do that
+  moat grant oauth mine --client-id my-app --client-secret - --redirect-port 8976
+
+If the browser shows an error instead of a sign-in page:
+  - the redirect URI is not registered: register http://127.0.0.1:<port>/callback with the server, and give --client-id
+    and --redirect-port; if moat registered itself there before: --new-client
+  - the server does not take 'resource': --no-resource"
+)]
+pub(super) struct Args {
+    /// What the grant is called: 'oauth:<name>'
+    name: String,
+    /// The MCP server; the grant is bound to its host alone
+    #[arg(long, value_name = "URL", value_parser = |text: &str| Upstream::try_from(text.to_owned()))]
+    url: Option<Upstream>,
+    /// The authorization endpoint, instead of discovery; needs --token-url
+    #[arg(long, value_name = "URL", value_parser = |text: &str| endpoint("auth_url", text))]
+    auth_url: Option<Url>,
+    /// The token endpoint, instead of discovery; needs --auth-url
+    #[arg(long, value_name = "URL", value_parser = |text: &str| endpoint("token_url", text))]
+    token_url: Option<Url>,
+    /// The client that you registered
+    #[arg(long, value_name = "ID")]
+    client_id: Option<String>,
+    /// Its secret; '-' asks for it without showing it
+    #[arg(long, value_name = "SECRET")]
+    client_secret: Option<String>,
+    /// The scopes to ask for, with spaces between them
+    #[arg(long)]
+    scopes: Option<String>,
+    /// Trust this issuer, where the server names another
+    #[arg(long, value_name = "URL")]
+    issuer: Option<String>,
+    /// The resource to ask for, instead of the server's own
+    #[arg(long, value_name = "URI", conflicts_with = "no_resource")]
+    resource: Option<String>,
+    /// Send no 'resource'
+    #[arg(long)]
+    no_resource: bool,
+    /// Where a client metadata document for moat is published
+    #[arg(long, value_name = "URL")]
+    client_metadata_url: Option<String>,
+    /// Register anew, although moat is registered there
+    #[arg(long)]
+    new_client: bool,
+    /// Open no browser; the address that yours ends on can be pasted
+    #[arg(long)]
+    no_browser: bool,
+    /// Enter a code on any device
+    #[arg(long)]
+    device: bool,
+    /// The port of 127.0.0.1 on which the sign-in ends
+    #[arg(long, value_name = "PORT")]
+    redirect_port: Option<u16>,
+    /// How long to wait for the sign-in
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    timeout: Duration,
+    /// Let the authorization server be in a private network
+    #[arg(long)]
+    allow_private_network: bool,
+}
+
+/// What `--json` prints. Documented in docs/reference.md.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    grant: &'a str,
+    path: String,
+    issuer: String,
+    client: Option<&'a str>,
+    resource: Option<&'a str>,
+    scopes: &'a [String],
+    hosts: Vec<&'a str>,
+    expires_at: Option<Timestamp>,
+    auto_refresh: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "must be a time like 90s or 5m".to_owned();
+    let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..at].parse().map_err(|_| wrong())?;
+    let unit = match &text[at..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(wrong()),
+    };
+    Some(number * unit)
+        .filter(|seconds| (1..=24 * 3600).contains(seconds))
+        .map(Duration::from_secs)
+        .ok_or_else(wrong)
+}
+
+impl Args {
+    pub(super) fn run(self, context: &Context, store: &Store) -> Outcome {
+        let grant = grant_of(&self.name)?;
+        let known = Known::gather(&context.home, &grant, &self.name)?;
+        let (no_browser, snippet_url) = (self.no_browser, self.url.clone());
+        let inputs = self.inputs(grant, known)?;
+        if context.global.dry_run {
+            print::note(&format!(
+                "Would save grant '{}' to {}",
+                inputs.grant,
+                store.path(&inputs.grant).display()
+            ));
+            return Ok(exit::OK);
+        }
+        block_on(async {
+            let granted = sign_in(&inputs, store, &context.env, no_browser).await?;
+            if context.global.json {
+                print::line(&Shown::of(&granted).json()?);
+            } else {
+                say_usage(&inputs, snippet_url.as_ref());
+            }
+            Ok(exit::OK)
+        })
+    }
+
+    fn inputs(self, grant: GrantName, known: Known) -> Result<Inputs, Failure> {
+        let Known { server, file } = known;
+        let endpoints = match (self.auth_url, self.token_url) {
+            (Some(auth_url), Some(token_url)) => Some((auth_url, token_url)),
+            (None, None) => None,
+            (Some(_), None) => return Err(Failure::new("invalid OAuth flags: token-url is required")),
+            (None, Some(_)) => return Err(Failure::new("invalid OAuth flags: auth-url is required")),
+        };
+        let endpoints = endpoints.or(file.endpoints);
+        let only_this_host = self.url.is_some();
+        let server = self.url.or(server).and_then(|url| Url::parse(url.as_str()).ok());
+        let client_id = self.client_id.or(file.client_id);
+        if endpoints.is_some() && client_id.is_none() {
+            return Err(Failure::new("invalid OAuth flags: client-id is required").with_hint(
+                "With --auth-url and --token-url moat cannot register itself: give --client-id.",
+            ));
+        }
+        if endpoints.is_none() && server.is_none() {
+            return Err(none_found(&grant));
+        }
+        let client_secret = match self.client_secret.as_deref() {
+            Some("-") => Some(
+                Person
+                    .secret("Client secret: ")
+                    .map_err(|error| Failure::new(format!("reading the client secret: {error}")))?,
+            ),
+            Some(secret) => Some(Secret::new(secret.to_owned())),
+            None => file.client_secret,
+        };
+        let resource = match (self.no_resource, self.resource.or(file.resource)) {
+            (true, _) => Resource::None,
+            (false, Some(resource)) => Resource::Given(resource),
+            (false, None) => Resource::AsFound,
+        };
+        Ok(Inputs {
+            grant,
+            server,
+            endpoints,
+            client_id,
+            client_secret,
+            auth_method: file.auth_method,
+            client_metadata_url: self.client_metadata_url.or(file.client_metadata_url),
+            scopes: self.scopes.or(file.scopes),
+            issuer: self.issuer.or(file.issuer),
+            resource,
+            redirect_uri: file.redirect_uri,
+            redirect_port: self.redirect_port,
+            allow_private: self.allow_private_network || file.allow_private,
+            new_client: self.new_client,
+            device: self.device,
+            timeout: self.timeout,
+            only_this_host,
+        })
+    }
+}
+
+/// What is known without flags.
+struct Known {
+    server: Option<Upstream>,
+    file: OAuthFile,
+}
+
+impl Known {
+    fn gather(home: &Home, grant: &GrantName, name: &str) -> Result<Self, Failure> {
+        let path = home.oauth_file(name);
+        let file = OAuthFile::load(&path).map_err(|problems| {
+            let text = super::super::with_causes(&problems);
+            let text = text.strip_prefix("loading config: ").unwrap_or(&text);
+            Failure::new(format!("invalid oauth config {}: {text}", path.display()))
+        })?;
+        let file = file.unwrap_or_default();
+        for warning in &file.warnings {
+            print::note(&format!("Warning: {warning}"));
+        }
+        let workspace = std::env::current_dir().ok().map(|here| config::load(&here));
+        let workspace = match workspace {
+            Some(Ok(config)) => config,
+            Some(Err(problems)) => {
+                print::note(&format!("Warning: the moat.yaml of this directory is not used: {problems}"));
+                config::Config::default()
+            }
+            None => config::Config::default(),
+        };
+        let named = workspace.servers.iter().find(|server| server.name.as_str() == name);
+        let uses = |server: &&crate::server::Server| {
+            server.inject.as_ref().is_some_and(|injection| injection.grant == *grant)
+        };
+        let server =
+            named.or_else(|| workspace.servers.iter().find(uses)).map(|server| server.upstream.clone());
+        let catalog = || {
+            let known = catalog::CATALOG.iter().find(|known| known.grant == grant.as_str())?;
+            Upstream::try_from(known.url.to_owned()).ok()
+        };
+        Ok(Self { server: server.or_else(catalog), file })
+    }
+}
+
+fn grant_of(name: &str) -> Result<GrantName, Failure> {
+    format!("oauth:{name}")
+        .parse()
+        .map_err(|_| Failure::new(format!("invalid name: {:?} contains invalid characters", visible(name))))
+}
+
+fn none_found(grant: &GrantName) -> Failure {
+    let name = grant.as_str().trim_start_matches("oauth:");
+    Failure::new(format!(
+        "no OAuth configuration found for \"{name}\"\n\nProvide one of:\n  1. CLI flags: --auth-url, --token-url, \
+         --client-id\n  2. Config file: ~/.moat/oauth/{name}.yaml\n  3. MCP server URL: --url <mcp-server-url>"
+    ))
+}
+
+/// Grants what a run lacks, when the person says yes to it before the start.
+pub(crate) fn inline(
+    grant: &GrantName,
+    server: Option<&Upstream>,
+    home: &Home,
+    env: &Environment,
+    store: &Store,
+) -> Result<(), Failure> {
+    let name = grant.as_str().trim_start_matches("oauth:");
+    let mut known = Known::gather(home, grant, name)?;
+    if let Some(server) = server {
+        known.server = Some(server.clone());
+    }
+    let args =
+        <Alone as clap::Parser>::try_parse_from(["oauth", name]).map_err(|e| Failure::new(e.to_string()))?;
+    let inputs = args.args.inputs(grant.clone(), known)?;
+    block_on(async { sign_in(&inputs, store, env, false).await.map(|_| exit::OK) }).map(drop)
+}
+
+/// The flags' defaults, without a command line.
+#[derive(Debug, clap::Parser)]
+struct Alone {
+    #[command(flatten)]
+    args: Args,
+}
+
+async fn sign_in(
+    inputs: &Inputs,
+    store: &Store,
+    env: &Environment,
+    no_browser: bool,
+) -> Result<Granted, Failure> {
+    let http = Http::new(upstream::platform_roots())
+        .map_err(|error| Failure::new(format!("preparing TLS: {error}")))?;
+    let mut terminal = Terminal {
+        env: env.clone(),
+        opener: browser::opener(env).filter(|_| !no_browser),
+        device_first: no_browser,
+        lines: None,
+        opened: None,
+    };
+    let mut port = None;
+    let granted = grant::grant(&http, store, inputs, &mut terminal, &mut port).await;
+    let granted = granted.map_err(|error| failure(&error, &inputs.grant, port))?;
+    let credential = granted.record.credential();
+    if let Some(file) = &granted.new_key_file {
+        print::note(&format!(
+            "Warning: this machine has no keychain, so the encryption key is in {}. Whoever reads that file can read \
+             your credentials.",
+            file.display()
+        ));
+    }
+    print::note(&format!("OAuth credential '{}' saved to {}", inputs.grant, granted.path.display()));
+    let refresh =
+        if granted.record.refresh_token().is_some() { "auto-refresh enabled" } else { "no refresh token" };
+    match credential.expires_at {
+        Some(at) => print::note(&format!("Expires: {} ({refresh})", when::date(at, &TimeZone::system()))),
+        None => print::note(&format!("Expires: unknown ({refresh})")),
+    }
+    Ok(granted)
+}
+
+fn failure(error: &GrantError, grant: &GrantName, port: Option<u16>) -> Failure {
+    let text = match error {
+        GrantError::Discovery(_) => format!("Discovery failed: {error}"),
+        _ => error.to_string(),
+    };
+    let failure = Failure::new(visible(&text).into_owned());
+    match error.remedy(grant, port) {
+        Some(remedy) => failure.with_hint(remedy),
+        None => failure,
+    }
+}
+
+fn say_usage(inputs: &Inputs, given: Option<&Upstream>) {
+    let name = inputs.grant.as_str().trim_start_matches("oauth:");
+    let known = catalog::find(name).filter(|known| known.grant == inputs.grant.as_str() && given.is_none());
+    let snippet = match (known, &inputs.server) {
+        (Some(known), _) => format!("mcp:\n  - {}", known.name),
+        (None, server) => {
+            let url = server.as_ref().map_or("https://mcp.example.com/mcp", Url::as_str);
+            format!(
+                "mcp:\n  - name: {name}\n    url: {url}\n    auth:\n      grant: {}\n      header: Authorization",
+                inputs.grant
+            )
+        }
+    };
+    print::note(&format!("\nUse in moat.yaml:\n\n{snippet}"));
+}
+
+impl<'a> Shown<'a> {
+    fn of(granted: &'a Granted) -> Self {
+        let Granted { path, record, .. } = granted;
+        let path: &PathBuf = path;
+        Self {
+            grant: record.credential().grant.as_str(),
+            path: path.display().to_string(),
+            issuer: record.issuer(),
+            client: record.text(key::CLIENT_KIND),
+            resource: record.text(key::RESOURCE),
+            scopes: &record.credential().scopes,
+            hosts: record.credential().hosts.iter().map(String::as_str).collect(),
+            expires_at: record.credential().expires_at,
+            auto_refresh: Record::refresh_token(record).is_some(),
+        }
+    }
+
+    fn json(&self) -> Result<String, Failure> {
+        serde_json::to_string_pretty(self).map_err(|error| Failure::new(error.to_string()))
+    }
+}
+
+/// The person at the terminal, and their browser.
+struct Terminal {
+    env: Environment,
+    opener: Option<Vec<OsString>>,
+    device_first: bool,
+    lines: Option<mpsc::Receiver<String>>,
+    opened: Option<Child>,
+}
+
+impl Host for Terminal {
+    fn say(&mut self, text: &str) {
+        print::note(&visible_lines(text));
+    }
+
+    fn visit(&mut self, url: &Url, port: u16) -> bool {
+        print::note(&format!("Open this URL in your browser to authorize:\n\n  {url}\n"));
+        if let Some(opener) = &self.opener {
+            match browser::open(opener, url, &self.env) {
+                Ok(child) => {
+                    self.opened = Some(child);
+                    return true;
+                }
+                Err(error) => print::note(&format!("The browser could not be opened: {error}")),
+            }
+        }
+        print::note(&format!(
+            "If that browser is on another machine, paste the address that it ends on here (it starts with \
+             http://127.0.0.1:{port}), or let the port through first:\n  ssh -L {port}:127.0.0.1:{port} <this host>"
+        ));
+        self.lines = lines_of_stdin();
+        false
+    }
+
+    async fn pasted(&mut self) -> String {
+        let line = match &mut self.lines {
+            Some(lines) => lines.recv().await,
+            None => None,
+        };
+        match line {
+            Some(line) => line,
+            None => {
+                // The end of what is piped in ends the reading, and nothing else.
+                self.lines = None;
+                std::future::pending().await
+            }
+        }
+    }
+
+    fn prefers_device(&self) -> bool {
+        self.device_first
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.opened {
+            // It may be the browser itself: it is not waited for. If it has ended, nothing of it is left.
+            let _still_there = child.try_wait().is_err();
+        }
+    }
+}
+
+/// Line by line, beside everything else. The thread ends with the process.
+fn lines_of_stdin() -> Option<mpsc::Receiver<String>> {
+    /// An address with a code and a state.
+    const LINE: u64 = 64 * 1024;
+    let (sender, lines) = mpsc::channel(1);
+    let read = move || {
+        let mut input = std::io::stdin().lock();
+        loop {
+            let mut line = String::new();
+            match std::io::Read::take(&mut input, LINE).read_line(&mut line) {
+                Ok(read) if read > 0 && sender.blocking_send(line).is_ok() => {}
+                _ => return,
+            }
+        }
+    };
+    std::thread::Builder::new().spawn(read).ok().map(|_| lines)
+}
+
+/// What a server may have said, line by line without control characters.
+fn visible_lines(text: &str) -> String {
+    text.split('\n').map(|line| visible(line).into_owned()).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case("5m" => Ok(300))]
+    #[test_case("90s" => Ok(90))]
+    #[test_case("90" => Ok(90))]
+    #[test_case("0s" => Err(()))]
+    #[test_case("5d" => Err(()))]
+    #[test_case("m" => Err(()))]
+    fn durations(text: &str) -> Result<u64, ()> {
+        duration(text).map(|duration| duration.as_secs()).map_err(|_| ())
+    }
+
+    #[test_case("notion" => Ok("oauth:notion".to_owned()))]
+    #[test_case("a/b" => Err("invalid name: \"a/b\" contains invalid characters".to_owned()))]
+    #[test_case("../x" => Err("invalid name: \"../x\" contains invalid characters".to_owned()))]
+    fn names(name: &str) -> Result<String, String> {
+        grant_of(name).map(String::from).map_err(|failure| failure.text)
+    }
+
+    #[test]
+    fn without_anything_the_ways_are_told() {
+        let text = none_found(&grant_of("x").unwrap()).text;
+        assert!(text.starts_with(
+            "no OAuth configuration found for \"x\"\n\nProvide one of:\n  1. CLI flags: --auth-url"
+        ));
+        assert!(text.ends_with("3. MCP server URL: --url <mcp-server-url>"), "{text}");
+    }
+}
