@@ -43,12 +43,19 @@ use crate::{
     env::Environment,
     home::{Home, private_dir},
     identity::{Authority, IdentityError},
+    oauth::{
+        http::Http,
+        renewals::{Renewer, renewals},
+    },
     pipeline::{Parts, Pipeline},
     record::{Recorder, Writer},
     registry::{LoadError, Owner},
     tunnel::Tunnels,
     upstream::{self, Patience},
 };
+
+/// How long the end waits for renewals: as long as one may take.
+const FLIGHTS: Duration = Duration::from_secs(35);
 
 /// What a bridge needs to know.
 #[derive(Debug)]
@@ -65,6 +72,7 @@ pub(crate) struct Bridge {
     control: Control,
     tunnels: Tunnels<Pipeline>,
     owner: Owner,
+    renewer: Renewer,
     writer: Writer,
     sockets: [PathBuf; 2],
     idle: Duration,
@@ -141,14 +149,18 @@ impl Bridge {
         let authority = Authority::open(&home)?;
         let (recorder, writer) = Recorder::with_writer(home.clone());
         let (registry, notices, owner) = Owner::restore(&home, recorder.clone())?;
+        let roots = upstream::platform_roots();
+        let http = Http::new(roots.clone()).map_err(BindError::Pipeline)?;
+        let (renewals, renewer) = renewals(http);
         let pipeline = Pipeline::new(Parts {
             home: home.clone(),
             env,
             recorder: recorder.clone(),
             notices,
             session_key: authority.session_key().clone(),
-            roots: upstream::platform_roots(),
+            roots,
             patience: Patience::default(),
+            renewals: renewals.clone(),
         })
         .map_err(BindError::Pipeline)?;
         let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), pipeline)
@@ -157,6 +169,7 @@ impl Bridge {
             registry,
             authority,
             recorder,
+            renewals,
             started: lock.started(),
             endpoint: endpoint.to_string(),
             unreadable: owner.unreadable(),
@@ -165,7 +178,7 @@ impl Bridge {
         // The control socket comes last: whoever can connect to it finds everything there.
         let control =
             Control::bind(&sockets[0], Arc::clone(&state)).map_err(failed("listening at", &sockets[0]))?;
-        Ok(Self { state, control, tunnels, owner, writer, sockets, idle, _lock: lock })
+        Ok(Self { state, control, tunnels, owner, renewer, writer, sockets, idle, _lock: lock })
     }
 
     /// Serves until a request, `signal` or idleness ends it.
@@ -179,6 +192,9 @@ impl Bridge {
         records.spawn(self.writer.run());
         let mut runs = JoinSet::new();
         runs.spawn(self.owner.run());
+        // A renewal that is under way is finished: its answer is worth more than the time.
+        let mut flights = JoinSet::new();
+        flights.spawn(self.renewer.run());
         let mut doors = JoinSet::new();
         doors.spawn(self.tunnels.run(guard.clone()));
         doors.spawn(self.control.run(guard));
@@ -210,6 +226,12 @@ impl Bridge {
         doors.shutdown().await;
         // With the last handles gone the registry and then the writer come to their end by themselves.
         drop((registry, self.state));
+        let landed = timeout(FLIGHTS, async { while flights.join_next().await.is_some() {} });
+        if landed.await.is_err() {
+            tracing::error!(
+                "a renewal was still under way at the end; its outcome is looked at by the next bridge"
+            );
+        }
         let written = timeout(limits::DRAIN, async {
             while runs.join_next().await.is_some() {}
             while records.join_next().await.is_some() {}

@@ -20,6 +20,7 @@ mod inject;
 mod parse;
 mod place;
 mod record;
+mod renew;
 mod session;
 #[cfg(test)]
 mod testing;
@@ -44,12 +45,13 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::{back::Incomplete, parse::RequestBody};
 use self::{
-    back::Way, error::PipelineError, forward::Streaming, inject::Credentials, parse::Asked, place::Placed,
-    record::Trace, session::Sessions,
+    back::Way, decide::Decided, error::PipelineError, forward::Streaming, inject::Credentials, parse::Asked,
+    place::Placed, record::Trace, renew::Renewing, session::Sessions,
 };
 use crate::{
     env::Environment,
     home::Home,
+    oauth::renewals::Renewals,
     record::{AuditEvent, Recorder},
     registry::Run,
     server::Server,
@@ -73,6 +75,8 @@ pub(crate) struct Parts {
     /// Whose certificates upstreams may have: [`crate::upstream::platform_roots`].
     pub(crate) roots: Arc<RootCertStore>,
     pub(crate) patience: Patience,
+    /// OAuth tokens are renewed by these.
+    pub(crate) renewals: Renewals,
 }
 
 /// Something that the person at the terminal should know.
@@ -95,6 +99,7 @@ pub(crate) enum News {
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     credentials: Credentials,
+    renewals: Renewals,
     sessions: Sessions,
     handles: Handles,
     upstreams: Upstreams,
@@ -109,6 +114,7 @@ impl Pipeline {
     pub(crate) fn new(parts: Parts) -> Result<Self, rustls::Error> {
         Ok(Self {
             credentials: Credentials::new(parts.home, parts.env),
+            renewals: parts.renewals,
             sessions: Sessions::new(&parts.session_key),
             handles: Handles::default(),
             upstreams: Upstreams::new(parts.roots, parts.patience)?,
@@ -161,6 +167,29 @@ impl Pipeline {
     {
         let parsed = parse::parse(placed, request, asked).await?;
         let decided = decide::decide(parsed);
+        let renewing =
+            Renewing { renewals: &self.renewals, credentials: &self.credentials, recorder: &self.recorder };
+        renewing.before(decided.placed(), trace).await?;
+        let again = decided.again();
+        let streaming = self.forward(decided, trace).await?;
+        if !renewing.after(&streaming, trace).await? {
+            renewing.more_scopes(&streaming)?;
+            return Ok(streaming);
+        }
+        let Some(again) = again else {
+            return Err(PipelineError::TooLongToRepeat {
+                server: streaming.placed.server().name.to_string(),
+            });
+        };
+        let streaming = self.forward(again, trace).await?;
+        if streaming.response.status() == http::StatusCode::UNAUTHORIZED {
+            renewing.refused_again(&streaming.placed);
+        }
+        renewing.more_scopes(&streaming)?;
+        Ok(streaming)
+    }
+
+    async fn forward(&self, decided: Decided, trace: &mut Trace) -> Result<Streaming, PipelineError> {
         let ready = inject::inject(decided, &self.credentials, &self.sessions, &self.recorder)?;
         trace.sending(ready.placed().server(), ready.headers());
         forward::forward(ready, &self.upstreams).await
@@ -255,6 +284,9 @@ fn notice(error: &PipelineError, server: &Server) -> Option<String> {
             server.upstream.path()
         )),
         PipelineError::NoCredential { .. }
+        | PipelineError::NeedsGrant { .. }
+        | PipelineError::RefreshUnavailable { .. }
+        | PipelineError::InsufficientScope { .. }
         | PipelineError::FirstByte { .. }
         | PipelineError::Redirect { .. }
         | PipelineError::ForeignCredential { .. }

@@ -43,6 +43,9 @@ pub(crate) struct Exchange {
     pub(crate) rpc_method: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<Failure>,
+    /// `refresh`: a request to a token endpoint that one of the run's requests waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) oauth: Option<String>,
 }
 
 /// Why an exchange failed, in one word.
@@ -59,6 +62,9 @@ pub(crate) enum Failure {
     RejectedCredential,
     ForeignCredential,
     NoCredential,
+    NeedsGrant,
+    RefreshUnavailable,
+    InsufficientScope,
     BadRequest,
     TooLarge,
     Denied,
@@ -91,6 +97,21 @@ pub(crate) enum AuditEvent {
     /// The upstream answered 401 or 403 to an injected credential.
     #[serde(rename = "credential.rejected")]
     CredentialRejected { grant: GrantName, host: String, server: ServerName, status: u16 },
+    /// An OAuth token was renewed while a request of the run waited for it.
+    #[serde(rename = "credential.refreshed")]
+    CredentialRefreshed {
+        grant: GrantName,
+        issuer: String,
+        generation: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires_at: Option<Timestamp>,
+    },
+    /// An OAuth token could not be renewed, in one word.
+    #[serde(rename = "credential.refresh_failed")]
+    CredentialRefreshFailed { grant: GrantName, server: ServerName, class: String },
+    /// A server asks for scopes that the grant does not have.
+    #[serde(rename = "credential.scope_required")]
+    CredentialScopeRequired { grant: GrantName, server: ServerName, scopes: String },
     /// A request held something else than the stub, or was refused for another reason. Never a value.
     #[serde(rename = "request.denied")]
     RequestDenied { server: Option<ServerName>, reason: String },

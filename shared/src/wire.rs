@@ -43,6 +43,12 @@ pub enum ErrorKind {
     RedirectRefused,
     /// The grant is missing or cannot be decrypted.
     NoCredential,
+    /// The OAuth grant cannot be renewed any more: a person has to sign in again.
+    NeedsGrant,
+    /// The OAuth token has expired and could not be renewed now; it may work later.
+    RefreshUnavailable,
+    /// The upstream wants scopes that the OAuth grant does not have.
+    InsufficientScope,
     /// The policy cannot be loaded or evaluated.
     PolicyUnavailable,
     /// A policy refuses the request.
@@ -85,8 +91,10 @@ impl ErrorKind {
             | Self::UpstreamInvalid
             | Self::RedirectRefused
             | Self::NoCredential
+            | Self::NeedsGrant
+            | Self::InsufficientScope
             | Self::PolicyUnavailable => 502,
-            Self::TunnelDown | Self::VersionMismatch | Self::RunEnded => 503,
+            Self::TunnelDown | Self::VersionMismatch | Self::RunEnded | Self::RefreshUnavailable => 503,
             Self::UpstreamTimeout => 504,
         }
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Context, Failure, Outcome, print, proxy::block_on, text::visible, when};
 use crate::control::{
-    api::{RunStatus, Status},
+    api::{GrantState, GrantStatus, RunStatus, Status},
     client::{Client, ClientError},
 };
 
@@ -73,6 +73,9 @@ fn text(status: &Status, now: Timestamp) -> String {
     for unreadable in &status.unreadable {
         line(format_args!("  Not served: {}", visible(unreadable)));
     }
+    for grant in &status.grants {
+        line(format_args!("  {}", of_grant(grant, now)));
+    }
     for run in &status.runs {
         line(format_args!("{} ({}, {})", run.run, visible(&run.name), visible(&run.runtime)));
         line(format_args!("  Tunnel: {}", tunnel(run, now)));
@@ -84,6 +87,45 @@ fn text(status: &Status, now: Timestamp) -> String {
         }
     }
     text
+}
+
+/// `oauth:notion  ok  expires in 42m  refreshed 13m ago`
+fn of_grant(grant: &GrantStatus, now: Timestamp) -> String {
+    let mut words = vec![grant.grant.to_string()];
+    if let Some(profile) = &grant.profile {
+        words.push(format!("(profile {profile})"));
+    }
+    let failure = grant.failure.as_deref().unwrap_or("unknown");
+    let since = grant.since.map(|at| when::age(at, now)).unwrap_or_default();
+    match grant.state {
+        GrantState::Ok => words.push("ok".to_owned()),
+        GrantState::RefreshFailing => {
+            let next = grant.next_try_s.unwrap_or_default();
+            words.push(format!(
+                "refresh failing  since {since}  token endpoint: {failure}  next try in {next}s"
+            ));
+        }
+        GrantState::NeedsAuthorization => {
+            words.push(format!("needs authorization  run: {}  ({failure}, {since})", grant.grant.command()));
+        }
+        GrantState::MoreScopesAsked => {
+            let scopes = grant.more_scopes.as_deref().unwrap_or_default();
+            words.push(format!("more scopes asked  {}", visible(scopes)));
+        }
+        GrantState::Missing => words.push(format!("not in the store  run: {}", grant.grant.command())),
+    }
+    match grant.expires_at {
+        Some(at) if at > now => words.push(format!("expires in {}", when::span(at.duration_since(now)))),
+        Some(at) => words.push(format!("expired {}", when::age(at, now))),
+        None => {}
+    }
+    if grant.state == GrantState::Ok && !grant.auto_refresh {
+        words.push("no refresh token".to_owned());
+    }
+    if let Some(at) = grant.refreshed_at {
+        words.push(format!("refreshed {}", when::age(at, now)));
+    }
+    words.join("  ")
 }
 
 fn tunnel(run: &RunStatus, now: Timestamp) -> String {

@@ -48,6 +48,8 @@ struct Exchange {
     rpc_method: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    oauth: Option<String>,
 }
 
 impl Args {
@@ -127,6 +129,9 @@ impl Show {
         let mut detail = |name: &str, value: &str| writeln!(out, "    {}: {}", visible(name), visible(value));
         if let Some(server) = &exchange.server {
             detail("server", server)?;
+        }
+        if let Some(oauth) = &exchange.oauth {
+            detail("oauth", oauth)?;
         }
         if let Some(method) = &exchange.rpc_method {
             detail("rpc method", method)?;
@@ -266,6 +271,7 @@ mod tests {
             server: "notion".parse().unwrap(),
             rpc_method: Some("tools/list".into()),
             error: Some(crate::record::Failure::RejectedCredential),
+            oauth: None,
         };
         let (text, troubles) = shown(&serde_json::to_string(&exchange).unwrap(), false);
         assert_eq!(text, "[00:00:00.000] POST https://h/mcp ERR (rejected_credential)\n");

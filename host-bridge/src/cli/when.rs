@@ -12,6 +12,16 @@ pub(crate) fn age(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// `42s`, `42m`, `3h`, `2d`.
+pub(crate) fn span(time: jiff::SignedDuration) -> String {
+    match time.as_secs() {
+        seconds @ ..60 => format!("{}s", seconds.max(0)),
+        seconds @ 60..3600 => format!("{}m", seconds / 60),
+        seconds @ 3600..86400 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", seconds / 86400),
+    }
+}
+
 /// `[15:04:05.000]`, in this time zone.
 pub(crate) fn clock(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone()).strftime("[%H:%M:%S%.3f]").to_string()

@@ -11,6 +11,7 @@
 
 use jiff::Timestamp;
 use moat_shared::{
+    grant::GrantName,
     id::{RunId, ServerName},
     plan::Identity,
 };
@@ -90,6 +91,50 @@ pub(crate) struct Status {
     #[serde(default)]
     pub(crate) unreadable: Vec<String>,
     pub(crate) runs: Vec<RunStatus>,
+    /// The OAuth grants that the runs use.
+    #[serde(default)]
+    pub(crate) grants: Vec<GrantStatus>,
+}
+
+/// An OAuth grant, as the bridge knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct GrantStatus {
+    pub(crate) grant: GrantName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) profile: Option<String>,
+    pub(crate) state: GrantState,
+    /// The last failure, in a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failure: Option<String>,
+    /// Since when it fails, or when the server refused it for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since: Option<Timestamp>,
+    /// Seconds until the next attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) next_try_s: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expires_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) refreshed_at: Option<Timestamp>,
+    pub(crate) auto_refresh: bool,
+    /// What a server asked for beyond the grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) more_scopes: Option<String>,
+}
+
+/// How an OAuth grant stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum GrantState {
+    Ok,
+    /// It could not be renewed; it is tried again.
+    RefreshFailing,
+    /// A person has to sign in again.
+    NeedsAuthorization,
+    /// A server asks for more scopes.
+    MoreScopesAsked,
+    /// It is not in the store, or cannot be read.
+    Missing,
 }
 
 /// One run, as the bridge knows it.

@@ -28,6 +28,7 @@ use crate::{
     build,
     cli::with_causes,
     identity::Authority,
+    oauth::renewals::{Renewals, Standing},
     record::Recorder,
     registry::{Hold, Registry, RegistryError},
 };
@@ -51,6 +52,7 @@ pub(crate) struct State {
     pub(crate) registry: Registry,
     pub(crate) authority: Authority,
     pub(crate) recorder: Recorder,
+    pub(crate) renewals: Renewals,
     pub(crate) started: jiff::Timestamp,
     pub(crate) endpoint: String,
     pub(crate) unreadable: Vec<String>,
@@ -223,6 +225,7 @@ async fn status(state: &State) -> Result<Status, Refusal> {
         records_lost: state.recorder.lost(),
         unreadable: state.unreadable.clone(),
         runs: state.registry.runs().await?,
+        grants: state.renewals.standings().into_iter().map(Standing::into_status).collect(),
     })
 }
 

@@ -19,7 +19,7 @@ use super::{
     sealed::Credential,
     store::{ReadError, Store},
 };
-use crate::{config::catalog, server::Server};
+use crate::{config::catalog, oauth::record::key as oauth, server::Server};
 
 /// A credential for one server, as it goes into the request. The only form in which one leaves the store.
 #[derive(Clone)]
@@ -30,9 +30,22 @@ pub(crate) struct TokenFor {
     header: HeaderName,
     value: HeaderValue,
     token: Secret<String>,
+    companions: Vec<Secret<String>>,
 }
 
 impl TokenFor {
+    /// What belongs to the credential and is sent to no server: the refresh token, the client's secret. For whoever
+    /// looks for reflections.
+    pub(crate) fn companions(&self) -> &[Secret<String>] {
+        &self.companions
+    }
+
+    pub(crate) fn has_the_companions_of(&self, other: &Self) -> bool {
+        let exposed = |token: &Self| token.companions.iter().map(|s| s.expose().clone()).collect::<Vec<_>>();
+        self.companions.len() == other.companions.len()
+            && zeroize::Zeroizing::new(exposed(self)) == zeroize::Zeroizing::new(exposed(other))
+    }
+
     pub(crate) fn server(&self) -> &ServerName {
         &self.server
     }
@@ -69,6 +82,8 @@ pub(crate) enum InjectError {
     Read(#[from] ReadError),
     #[error("MCP server '{server}': grant '{grant}' was not granted for host '{host}'")]
     NotBound { server: ServerName, grant: GrantName, host: String },
+    #[error("MCP server '{server}' requires grant '{grant}' but it needs a new authorization")]
+    NeedsAuthorization { server: ServerName, grant: GrantName },
     #[error("MCP server '{server}': the credential of '{grant}' cannot be sent in a header")]
     NotAHeaderValue { server: ServerName, grant: GrantName },
 }
@@ -78,6 +93,7 @@ impl Hint for InjectError {
         match self {
             Self::Read(error) => error.hint(),
             Self::NotBound { grant, host, .. } => Some(allow_hint(grant, host).into()),
+            Self::NeedsAuthorization { grant, .. } => Some(format!("To fix:\n  {}", grant.command()).into()),
             Self::NotAHeaderValue { grant, .. } => Some(
                 format!(
                     "It holds a line break or another control character. Grant it again:\n  {}",
@@ -120,7 +136,14 @@ pub(crate) fn token_for(store: &Store, server: &Server) -> Result<Option<TokenFo
         server: server.name.clone(),
         grant: injection.grant.clone(),
     })?;
+    let companions = [oauth::REFRESH_TOKEN, oauth::CLIENT_SECRET]
+        .iter()
+        .filter_map(|key| credential.metadata.get(*key))
+        .filter(|secret| !secret.expose().is_empty())
+        .cloned()
+        .collect();
     Ok(Some(TokenFor {
+        companions,
         server: server.name.clone(),
         host: host.to_owned(),
         grant: injection.grant.clone(),

@@ -306,6 +306,10 @@ impl Store {
 
     /// Lets a grant be sent to one more host. Its credential stays as it is.
     pub(crate) fn bind(&self, grant: &GrantName, host: &str) -> Result<(), BindError> {
+        // A renewal of the same record must not be undone by what was read before it.
+        let failed = |source| WriteError::File { path: self.path(grant), source };
+        let lock = self.beside(grant, "lock").and_then(|path| disk::lock_file(&path)).map_err(failed)?;
+        lock.lock().map_err(failed)?;
         let held = self.keys.locked().map_err(WriteError::from)?;
         let mut credential = self.read(grant)?;
         credential.hosts = super::grant::hosts(&credential).into_owned();

@@ -54,8 +54,6 @@ pub(crate) struct Found {
     pub(crate) resource: Option<String>,
     /// Of the challenge, else of the resource metadata.
     pub(crate) scopes: Option<String>,
-    /// The server answered 401, or has metadata.
-    pub(crate) wants_oauth: bool,
 }
 
 /// What to look for.
@@ -180,8 +178,7 @@ impl Discovery<'_> {
                 raw.authorization_servers.iter().take(SERVERS).cloned().collect()
             }
         };
-        let wants_oauth = asked || resource.is_some();
-        let mut found = Found { authority: None, resource: identifier, scopes, wants_oauth };
+        let mut found = Found { authority: None, resource: identifier, scopes };
         if !wish.authority {
             return Ok(found);
         }

@@ -296,7 +296,8 @@ mod tests {
         assert!(answers.try_recv().is_err(), "one line for all strays");
 
         let query = format!("/callback?code=c&state={}", pending.state());
-        let (first, _) = tokio::join!(asks(port, &get(&query)), async {
+        let request = get(&query);
+        let (first, ()) = tokio::join!(asks(port, &request), async {
             assert!(matches!(answers.recv().await, Some(Came::Answer(Verdict::Code(_)))));
             // A prefetch or a reload waits for the same page and counts once.
             show.send_replace(Some(Page::Done));

@@ -72,10 +72,6 @@ impl Record {
         &self.0
     }
 
-    pub(crate) fn into_credential(self) -> Credential {
-        self.0
-    }
-
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.0.metadata.get(key).map(|value| value.expose().as_str()).filter(|value| !value.is_empty())
     }

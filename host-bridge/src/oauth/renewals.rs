@@ -31,7 +31,10 @@ use super::{
     record::{Life, Record, key},
     refresh::{Class, Need, Outcome, Print, Refresh, drive},
 };
-use crate::credentials::Store;
+use crate::{
+    control::api::{GrantState, GrantStatus},
+    credentials::Store,
+};
 
 /// How long a request waits for a new token.
 const WAIT: Duration = Duration::from_secs(20);
@@ -74,13 +77,44 @@ pub(crate) struct Landed {
     pub(crate) next: Duration,
 }
 
-/// A grant, as `moat status` shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A grant, for `moat status`.
+#[derive(Debug)]
 pub(crate) struct Standing {
-    pub(crate) which: Which,
-    pub(crate) failing: Option<(Class, Timestamp, Duration)>,
+    which: Which,
+    record: Option<Record>,
+    failing: Option<(Class, Timestamp, Duration)>,
     /// The record's generation, and the scopes that a server asked for beyond it.
-    pub(crate) wanted_scopes: Option<(u64, String)>,
+    wanted_scopes: Option<(u64, String)>,
+}
+
+impl Standing {
+    pub(crate) fn into_status(self) -> GrantStatus {
+        let Self { which, record, failing, wanted_scopes } = self;
+        let rejected = record.as_ref().and_then(Record::rejected);
+        let generation = record.as_ref().map(Record::generation);
+        let more_scopes = wanted_scopes.filter(|(of, _)| Some(*of) == generation).map(|(_, scopes)| scopes);
+        let failing = failing.filter(|_| rejected.is_none());
+        let state = match (&record, rejected, &failing, &more_scopes) {
+            (None, ..) => GrantState::Missing,
+            (_, Some(_), ..) => GrantState::NeedsAuthorization,
+            (_, None, Some(_), _) => GrantState::RefreshFailing,
+            (_, None, None, Some(_)) => GrantState::MoreScopesAsked,
+            (_, None, None, None) => GrantState::Ok,
+        };
+        let trouble = rejected.map(|(at, class)| (class, at)).or(failing.map(|(class, at, _)| (class, at)));
+        GrantStatus {
+            grant: which.grant,
+            profile: which.profile,
+            state,
+            failure: trouble.map(|(class, _)| class.words().to_owned()),
+            since: trouble.map(|(_, at)| at),
+            next_try_s: failing.map(|(_, _, next)| next.as_secs()),
+            expires_at: record.as_ref().and_then(|record| record.credential().expires_at),
+            refreshed_at: record.as_ref().and_then(|record| record.time(key::REFRESHED_AT)),
+            auto_refresh: record.as_ref().is_some_and(|record| record.refresh_token().is_some()),
+            more_scopes,
+        }
+    }
 }
 
 /// The handle that the pipeline has.
@@ -106,6 +140,8 @@ struct Shared {
 /// What is remembered of a grant.
 #[derive(Debug, Default)]
 struct Known {
+    /// Where its record is.
+    store: Option<Arc<Store>>,
     flight: Option<watch::Receiver<Option<Landed>>>,
     failures: u32,
     failing: Option<(Class, Timestamp)>,
@@ -138,6 +174,12 @@ impl Renewals {
         grant: &GrantName,
     ) -> Result<Option<Landed>, Trouble> {
         // What cannot be read is told by whoever injects it.
+        self.shared
+            .grants()
+            .entry(Which::of(store, grant))
+            .or_default()
+            .store
+            .get_or_insert_with(|| store.clone());
         let Ok(credential) = store.read(grant) else { return Ok(None) };
         let record = Record::of(credential);
         let life = record.life(Timestamp::now());
@@ -206,6 +248,7 @@ impl Renewals {
             .iter()
             .map(|(which, known)| Standing {
                 which: which.clone(),
+                record: known.store.as_ref().and_then(|store| store.read(&which.grant).ok()).map(Record::of),
                 failing: known.failing.map(|(class, since)| {
                     (class, since, known.next.map_or(Duration::ZERO, |next| next - now.min(next)))
                 }),
@@ -287,7 +330,8 @@ impl Known {
     fn note(&mut self, outcome: Outcome, asked: Option<Duration>) -> Duration {
         let Outcome::Later(class) = outcome else {
             let wanted_scopes = self.wanted_scopes.take();
-            *self = Self { quiet_until: self.quiet_until, wanted_scopes, ..Self::default() };
+            let store = self.store.take();
+            *self = Self { store, quiet_until: self.quiet_until, wanted_scopes, ..Self::default() };
             return Duration::ZERO;
         };
         let now = Instant::now();

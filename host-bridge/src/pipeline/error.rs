@@ -60,6 +60,18 @@ pub(crate) enum PipelineError {
     Redirect { server: String, target: String },
     #[error("MCP server '{server}' rejected the injected credential ({status}). Run: {}", grant.command())]
     Rejected { server: String, grant: GrantName, status: u16 },
+    #[error("grant '{grant}' needs a new authorization. On the host run: {}", grant.command())]
+    NeedsGrant { grant: GrantName },
+    #[error("the token of '{grant}' could not be renewed ({class}); next try in {seconds} s")]
+    RefreshUnavailable { grant: GrantName, class: &'static str, seconds: u64 },
+    /// The token was refused and renewed, but not all of the request was at hand.
+    #[error(
+        "MCP server '{server}' refused the token, which was renewed meanwhile; send the request once more"
+    )]
+    TooLongToRepeat { server: String },
+    /// The scopes are fit for a command line, or absent.
+    #[error("server '{server}' asks for more rights. On the host run: {}{}", grant.command(), scopes.as_ref().map(|s| format!(" --scopes \"{s}\"")).unwrap_or_default())]
+    InsufficientScope { server: String, grant: GrantName, scopes: Option<String> },
     #[error("the answer of MCP server '{server}' cannot be relayed: {what}")]
     Invalid { server: String, what: &'static str },
 }
@@ -98,6 +110,13 @@ fn answer(error: &PipelineError) -> (ErrorKind, i32, Failure) {
         E::Redirect { .. } => (ErrorKind::RedirectRefused, OwnError::CODE, Failure::Redirect),
         E::Rejected { .. } => {
             (ErrorKind::UpstreamRejectedCredential, OwnError::CODE, Failure::RejectedCredential)
+        }
+        E::NeedsGrant { .. } => (ErrorKind::NeedsGrant, OwnError::CODE, Failure::NeedsGrant),
+        E::RefreshUnavailable { .. } | E::TooLongToRepeat { .. } => {
+            (ErrorKind::RefreshUnavailable, OwnError::CODE, Failure::RefreshUnavailable)
+        }
+        E::InsufficientScope { .. } => {
+            (ErrorKind::InsufficientScope, OwnError::CODE, Failure::InsufficientScope)
         }
         E::Invalid { .. } => (ErrorKind::UpstreamInvalid, OwnError::CODE, Failure::Invalid),
     }
@@ -144,6 +163,9 @@ impl PipelineError {
             Response::new(Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync());
         *response.status_mut() = status;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Self::RefreshUnavailable { seconds, .. } = self {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(*seconds));
+        }
         if matches!(self, Self::Method) {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST, GET, DELETE"));
         }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, Request, Uri, header, uri};
-use moat_shared::{grant::holds_a_stub, hint::Hint};
+use moat_shared::{grant::holds_a_stub, hint::Hint, secret::Secret};
 
 use super::{
     decide::Decided,
@@ -48,6 +48,8 @@ pub(super) struct Credential {
     pub(super) token: TokenFor,
     /// What to look for in the answer.
     pub(super) forms: Arc<Forms>,
+    /// Tokens that this one took the place of.
+    former: Arc<[Secret<String>]>,
 }
 
 impl Ready {
@@ -70,6 +72,9 @@ pub(super) struct Credentials {
     /// The forms of a credential cost more to make than a request costs; a credential seldom changes.
     forms: Mutex<HashMap<OfProfile, Credential>>,
 }
+
+/// Former tokens of a grant that are looked for in answers, beside the last one.
+const FORMER: usize = 3;
 
 /// A profile's name and a grant's.
 type OfProfile = (Option<String>, String);
@@ -103,7 +108,7 @@ impl Credentials {
         Ok(Some(self.with_forms(profile, token)?))
     }
 
-    fn store(&self, profile: Option<&Profile>) -> Arc<Store> {
+    pub(super) fn store(&self, profile: Option<&Profile>) -> Arc<Store> {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         stores
             .entry(profile.map(|profile| profile.as_str().to_owned()))
@@ -117,13 +122,22 @@ impl Credentials {
         let mut cache = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = cache.get(&key)
             && known.token.token().expose() == token.token().expose()
+            && known.token.has_the_companions_of(&token)
         {
-            return Ok(Credential { token, forms: known.forms.clone() });
+            return Ok(Credential { token, forms: known.forms.clone(), former: known.former.clone() });
         }
-        let forms = Forms::new(token.token(), token.grant().stub().as_str()).map_err(|error| {
+        // A renewed token does not make the ones before it harmless: a server may answer with them for a while.
+        let mut former: Vec<Secret<String>> = Vec::new();
+        if let Some(known) = cache.remove(&key).filter(|_| !token.companions().is_empty()) {
+            former.push(known.token.token().clone());
+            former.extend(known.former.iter().take(FORMER).cloned());
+        }
+        let secrets: Vec<&Secret<String>> =
+            [token.token()].into_iter().chain(token.companions()).chain(&former).collect();
+        let forms = Forms::of_all(&secrets, token.grant().stub().as_str()).map_err(|error| {
             PipelineError::NoCredential { text: format!("MCP server '{}': {error}", token.server()) }
         })?;
-        let credential = Credential { token, forms: Arc::new(forms) };
+        let credential = Credential { token, forms: Arc::new(forms), former: former.into() };
         cache.insert(key, credential.clone());
         Ok(credential)
     }

@@ -44,9 +44,29 @@ pub(super) struct Parsed {
     headers: HeaderMap,
     body: RequestBody,
     asked: Asked,
+    /// All of the body, where the request may have to be sent again.
+    whole: Option<Vec<Bytes>>,
 }
 
 impl Parsed {
+    pub(super) fn placed(&self) -> &Placed {
+        &self.placed
+    }
+
+    /// The same request once more, if all of it is at hand and its server may ask for it.
+    pub(super) fn again(&self) -> Option<Self> {
+        let whole = self.whole.clone()?;
+        let body = Passing::<UnsyncBoxBody<Bytes, PipelineError>>::new(whole, None, self.asked.clone());
+        Some(Self {
+            placed: self.placed.clone(),
+            method: self.method.clone(),
+            headers: self.headers.clone(),
+            body: body.boxed_unsync(),
+            asked: self.asked.clone(),
+            whole: None,
+        })
+    }
+
     /// Apart: where it goes, with what method and headers, and what it says.
     pub(super) fn into_parts(self) -> (Placed, Method, HeaderMap, RequestBody, Asked) {
         (self.placed, self.method, self.headers, self.body, self.asked)
@@ -185,8 +205,9 @@ where
     if over && length > 0 {
         asked.judge().finish()?;
     }
-    let body = Passing::new(held, (!over).then_some(body), asked.clone());
-    Ok(Parsed { placed, method: head.method, headers: head.headers, body: body.boxed_unsync(), asked })
+    let whole = (over && super::renew::grant_of(placed.server()).is_some()).then(|| held.clone());
+    let body = Passing::new(held, (!over).then_some(body), asked.clone()).boxed_unsync();
+    Ok(Parsed { placed, method: head.method, headers: head.headers, body, asked, whole })
 }
 
 /// The id of a request that will not be sent, if it comes at once. For answers only.

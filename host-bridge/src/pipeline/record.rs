@@ -42,6 +42,7 @@ impl Trace {
             server: server.name.clone(),
             rpc_method: None,
             error: None,
+            oauth: None,
         };
         Self {
             recorder,
@@ -56,6 +57,23 @@ impl Trace {
     /// The headers as they are sent.
     pub(super) fn sending(&mut self, server: &Server, headers: &HeaderMap) {
         self.exchange.headers = redacted(server, headers);
+    }
+
+    /// A token was renewed while this exchange waited: a line of its own.
+    pub(super) fn renewal(&self, renewal: &crate::oauth::port::Exchanged) {
+        let exchange = Exchange {
+            timestamp: renewal.at,
+            method: Method::POST.to_string(),
+            url: renewal.url.clone(),
+            status: renewal.status,
+            duration_ms: Some(u64::try_from(renewal.took.as_millis()).unwrap_or(u64::MAX)),
+            headers: BTreeMap::new(),
+            server: self.exchange.server.clone(),
+            rpc_method: None,
+            error: renewal.status.is_none().then_some(Failure::Lost),
+            oauth: Some("refresh".to_owned()),
+        };
+        self.recorder.exchange(&self.run, exchange);
     }
 
     /// The upstream's status.

@@ -94,6 +94,9 @@ impl Rig {
         Store::open(&home, &env, None).put(&credential).unwrap();
         let (recorder, records) = Recorder::new(1024);
         let (sender, notices) = mpsc::channel(16);
+        let http = crate::oauth::http::Http::new(Arc::new(roots.clone())).unwrap();
+        // Nothing here flies: what needs a renewal says that there is none.
+        let (renewals, _) = crate::oauth::renewals::renewals(http);
         let pipeline = Pipeline::new(Parts {
             home,
             env,
@@ -102,6 +105,7 @@ impl Rig {
             session_key: Secret::new([7; 32]),
             roots: Arc::new(roots),
             patience,
+            renewals,
         })
         .unwrap();
         Self { pipeline: Arc::new(pipeline), records, notices, _home: dir }

@@ -20,13 +20,17 @@ use crate::{
     cli::{
         Failure,
         ask::{Ask, Person},
-        grant::mcp::{credential, keep},
+        grant::{
+            mcp::{credential, keep},
+            oauth,
+        },
         print, with_causes,
     },
     config::{Config, Settings, catalog},
     credentials::{Credential, InjectError, ReadError, Store, token_for},
     env::Environment,
     home::{Home, Profile},
+    oauth::record::{Life, Record},
 };
 
 /// May the user be asked?
@@ -53,14 +57,19 @@ pub(crate) fn preflight(
 ) -> Result<(), Failure> {
     // Nobody should run with settings that are not the ones that were written.
     Settings::load(home, env).map_err(|problems| Failure::from_error(&problems))?;
-    // moat.yaml's were refused when it was read; `--grant` adds to them.
-    if let Some(grant) = config.grants.iter().find(|grant| matches!(grant.kind(), GrantKind::OAuth(_))) {
-        return Err(Failure::new(format!("grant '{grant}': OAuth grants are not supported yet")));
-    }
     let store = Store::open(home, env, profile);
     match prompt {
         PromptPolicy::Never => report(&wants(config, &store), profile),
-        PromptPolicy::Ask => with_prompts(config, &store, profile, &mut Person),
+        PromptPolicy::Ask => {
+            let sign_in = |grant: &GrantName| {
+                let uses = |server: &&crate::server::Server| {
+                    server.inject.as_ref().is_some_and(|injection| injection.grant == *grant)
+                };
+                let server = config.servers.iter().find(uses).map(|server| &server.upstream);
+                oauth::inline(grant, server, home, env, &store)
+            };
+            with_prompts(config, &store, profile, &mut Person, &sign_in)
+        }
     }
 }
 
@@ -78,7 +87,7 @@ fn wants(config: &Config, store: &Store) -> Vec<Want> {
         .servers
         .iter()
         .filter_map(|server| {
-            let error = token_for(store, server).err()?;
+            let error = token_for(store, server).err().or_else(|| stale(store, server))?;
             Some(Want::Server { server: server.name.clone(), error })
         })
         .collect();
@@ -98,11 +107,32 @@ fn wants(config: &Config, store: &Store) -> Vec<Want> {
     wants
 }
 
+/// An OAuth grant whose token has expired and cannot be renewed. One that expires soon is worth a word.
+fn stale(store: &Store, server: &crate::server::Server) -> Option<InjectError> {
+    let grant = &server.inject.as_ref()?.grant;
+    if !matches!(grant.kind(), GrantKind::OAuth(_)) {
+        return None;
+    }
+    let record = Record::of(store.read(grant).ok()?);
+    let expired = record.life(Timestamp::now()) == Life::Expired;
+    if expired && record.rejected().is_some() {
+        return Some(InjectError::NeedsAuthorization { server: server.name.clone(), grant: grant.clone() });
+    }
+    if expired && record.refresh_token().is_none() {
+        print::note(&format!(
+            "Warning: the token of '{grant}' has expired and there is no refresh token. To sign in again: {}",
+            grant.command()
+        ));
+    }
+    None
+}
+
 fn with_prompts(
     config: &Config,
     store: &Store,
     profile: Option<&Profile>,
     person: &mut dyn Ask,
+    sign_in: &dyn Fn(&GrantName) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::new(format!("asking: {error}"));
     let missing = missing(&wants(config, store));
@@ -116,7 +146,7 @@ fn with_prompts(
                     person.say("  Aborted.");
                     break;
                 }
-                Some("" | "y" | "Y" | "yes") => match grant_now(grant, store, person) {
+                Some("" | "y" | "Y" | "yes") => match grant_now(grant, store, person, sign_in) {
                     Ok(()) => person.say(&format!("  ✓ {grant} granted")),
                     Err(failure) => person.say(&format!("  {failure}")),
                 },
@@ -138,12 +168,21 @@ fn missing(wants: &[Want]) -> BTreeSet<GrantName> {
         .iter()
         .filter_map(|want| match want {
             Want::Server { error: InjectError::Read(error), .. } | Want::Grant { error, .. } => mends(error),
+            Want::Server { error: InjectError::NeedsAuthorization { grant, .. }, .. } => Some(grant.clone()),
             Want::Server { .. } => None,
         })
         .collect()
 }
 
-fn grant_now(grant: &GrantName, store: &Store, person: &mut dyn Ask) -> Result<(), Failure> {
+fn grant_now(
+    grant: &GrantName,
+    store: &Store,
+    person: &mut dyn Ask,
+    sign_in: &dyn Fn(&GrantName) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    if matches!(grant.kind(), GrantKind::OAuth(_)) {
+        return sign_in(grant);
+    }
     let token = credential(person, "  Credential: ")?;
     // A host that the catalog does not know is confirmed next.
     let new = Credential::new(grant.clone(), token, catalog::hosts_of(grant), Timestamp::now());
@@ -215,7 +254,9 @@ fn of_server(server: &ServerName, error: &InjectError) -> (String, Vec<String>) 
     let InjectError::Read(error) = error else {
         let fixes = match error {
             InjectError::NotBound { grant, host, .. } => vec![format!("moat grant allow {grant} {host}")],
-            InjectError::NotAHeaderValue { grant, .. } => vec![grant.command()],
+            InjectError::NotAHeaderValue { grant, .. } | InjectError::NeedsAuthorization { grant, .. } => {
+                vec![grant.command()]
+            }
             InjectError::Read(_) => Vec::new(),
         };
         return (error.to_string(), fixes);

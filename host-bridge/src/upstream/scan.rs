@@ -48,9 +48,15 @@ pub(crate) struct NoForms;
 
 impl Forms {
     /// The forms of a stored credential: of its bare part where it starts with a scheme, as in `Basic dXNlcjpwdw==`.
+    #[cfg(test)]
     pub(crate) fn new(token: &Secret<String>, stub: &str) -> Result<Self, NoForms> {
+        Self::of_all(&[token], stub)
+    }
+
+    /// The forms of all that belongs to a grant: its credential, what renews it, what it was before.
+    pub(crate) fn of_all(tokens: &[&Secret<String>], stub: &str) -> Result<Self, NoForms> {
         let mut patterns = BTreeSet::new();
-        for secret in secrets_in(token.expose()) {
+        for secret in tokens.iter().flat_map(|token| secrets_in(token.expose())) {
             add_forms(&secret, &mut patterns);
         }
         let patterns: Vec<Vec<u8>> = patterns.into_iter().filter(|pattern| !pattern.is_empty()).collect();

@@ -8,7 +8,10 @@ use moat_shared::{
 use serde::Serialize;
 
 use super::super::{Context, Failure, Outcome, print, table, text::visible, when};
-use crate::credentials::{Credential, Listed, ReadError, Store, grant::hosts};
+use crate::{
+    credentials::{Credential, Listed, ReadError, Store, grant::hosts},
+    oauth::record::{Record, key},
+};
 
 /// A credential in JSON. Documented in docs/reference.md.
 #[derive(Debug, Serialize)]
@@ -54,6 +57,11 @@ pub(super) fn list(context: &Context, store: &Store) -> Outcome {
 fn rows(listed: &[Listed], now: Timestamp) -> String {
     let rows = listed.iter().map(|Listed { name, credential }| {
         let granted = match credential {
+            Ok(credential)
+                if OAuth::of(credential).is_some_and(|oauth| oauth.needs_authorization.is_some()) =>
+            {
+                format!("{} (needs authorization)", when::age(credential.created_at, now))
+            }
             Ok(credential) => when::age(credential.created_at, now),
             Err(_) => "unreadable".to_owned(),
         };
@@ -94,6 +102,64 @@ struct Shown<'a> {
     granted_at: Timestamp,
     expires_at: Option<Timestamp>,
     token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oauth: Option<OAuth>,
+}
+
+/// What is special about an OAuth grant. Neither its refresh token nor a client's secret.
+#[derive(Debug, Serialize)]
+struct OAuth {
+    issuer: String,
+    /// How moat is known there: pre, cimd, dcr.
+    client: Option<String>,
+    resource: Option<String>,
+    auto_refresh: bool,
+    refreshed_at: Option<Timestamp>,
+    /// Why the server refused to renew it, and since when.
+    needs_authorization: Option<Rejected>,
+}
+
+#[derive(Debug, Serialize)]
+struct Rejected {
+    reason: &'static str,
+    at: Timestamp,
+}
+
+impl OAuth {
+    fn of(credential: &Credential) -> Option<Self> {
+        if !matches!(credential.grant.kind(), GrantKind::OAuth(_)) {
+            return None;
+        }
+        let record = Record::of(credential.clone());
+        let text = |key: &str| record.text(key).map(str::to_owned);
+        Some(Self {
+            issuer: record.issuer(),
+            client: text(key::CLIENT_KIND),
+            resource: text(key::RESOURCE),
+            auto_refresh: record.refresh_token().is_some(),
+            refreshed_at: record.time(key::REFRESHED_AT),
+            needs_authorization: record.rejected().map(|(at, class)| Rejected { reason: class.words(), at }),
+        })
+    }
+
+    fn text(&self, grant: &str, zone: &TimeZone) -> String {
+        let or = |text: &Option<String>| visible(text.as_deref().unwrap_or("-")).into_owned();
+        let state = match &self.needs_authorization {
+            None => String::new(),
+            Some(Rejected { reason, at }) => format!(
+                "\nState:     needs authorization ({reason}, {}). Run: moat grant oauth {}",
+                when::date(*at, zone),
+                grant.trim_start_matches("oauth:")
+            ),
+        };
+        format!(
+            "\nIssuer:    {}\nClient:    {}\nResource:  {}\nRefresh:   {}{state}",
+            visible(&self.issuer),
+            or(&self.client),
+            or(&self.resource),
+            if self.auto_refresh { "yes" } else { "no" }
+        )
+    }
 }
 
 impl ShowArgs {
@@ -130,16 +196,19 @@ impl<'a> Shown<'a> {
             granted_at: credential.created_at,
             expires_at: credential.expires_at,
             token: if whole { token.clone() } else { masked(token) },
+            oauth: OAuth::of(credential),
         }
     }
 
     fn text(&self, zone: &TimeZone) -> String {
         let or =
             |list: &[String], none: &str| if list.is_empty() { none.to_owned() } else { list.join(", ") };
-        let expires = self.expires_at.map_or_else(|| "never".to_owned(), |at| when::date(at, zone));
+        let unknown = if self.oauth.is_some() { "unknown" } else { "never" };
+        let expires = self.expires_at.map_or_else(|| unknown.to_owned(), |at| when::date(at, zone));
+        let oauth = self.oauth.as_ref().map(|oauth| oauth.text(self.provider, zone)).unwrap_or_default();
         format!(
             "Provider:  {}\nType:      {}\nSource:    {}\nScopes:    {}\nHosts:     {}\nGranted:   {}\nExpires:   \
-             {expires}\nToken:     {}",
+             {expires}{oauth}\nToken:     {}",
             self.provider,
             self.kind,
             visible(self.source),

@@ -69,7 +69,9 @@ impl Rig {
     /// What was heard, and how it ended.
     fn asked<const N: usize>(&self, text: &str, answers: [Option<&'static str>; N]) -> String {
         let mut person = Scripted::new(answers);
-        let checked = with_prompts(&self.config(text), &self.store(), None, &mut person);
+        let checked = with_prompts(&self.config(text), &self.store(), None, &mut person, &|grant| {
+            Err(crate::cli::Failure::new(format!("would sign in for {grant}")))
+        });
         assert!(person.answers.is_empty(), "not asked for: {:?}", person.answers);
         let end = checked.map_or_else(|failure| failure.text, |()| "ready".to_owned());
         format!("{}--\n{end}", person.heard)
@@ -299,13 +301,50 @@ fn nobody_is_asked_who_does_not_want_to_be() {
 #[test]
 fn what_cannot_be_honoured_stops_the_run() {
     let rig = rig();
-    let mut config = rig.config("");
-    config.grants.push("oauth:notion".parse().unwrap());
     let check = |config: &Config| preflight(config, &rig.home, &rig.env, None, PromptPolicy::Never);
-    let failure = check(&config).unwrap_err();
-    assert_eq!(failure.text, "grant 'oauth:notion': OAuth grants are not supported yet");
     fs::create_dir_all(rig.home.root()).unwrap();
     fs::write(rig.home.config_file(), "debug: 1\n").unwrap();
     let failure = check(&rig.config("")).unwrap_err();
     assert_eq!(failure.text, "loading config: config.yaml:1: 'debug' must be a mapping, not a number");
+}
+
+#[test]
+fn an_oauth_grant_is_signed_in_for_and_not_typed() {
+    let heard = rig().asked("mcp: [linear]\n", [Some("y")]);
+    assert!(heard.contains("would sign in for oauth:linear"), "{heard}");
+    assert!(heard.contains("To fix:\n  moat grant oauth linear"), "{heard}");
+}
+
+#[test]
+fn an_oauth_grant_that_is_dead_stops_the_start() {
+    let rig = rig();
+    let check = |rejected: bool, expires: &str| {
+        let mut credential = crate::credentials::Credential::new(
+            "oauth:linear".parse().unwrap(),
+            moat_shared::secret::Secret::new("token".to_owned()),
+            [].into(),
+            jiff::Timestamp::UNIX_EPOCH,
+        );
+        credential.expires_at = Some(expires.parse().unwrap());
+        let mut record = Record::of(credential);
+        if rejected {
+            record = record.rejected_for(crate::oauth::refresh::Class::InvalidGrant, jiff::Timestamp::now());
+        } else {
+            record.set(crate::oauth::record::key::REFRESH_TOKEN, Some("r"));
+        }
+        rig.store().put(record.credential()).unwrap();
+        let config = rig.config("mcp: [linear]\n");
+        preflight(&config, &rig.home, &rig.env, None, PromptPolicy::Never).map_err(|failure| failure.text)
+    };
+    let (past, future) = ("2026-01-01T00:00:00Z", "2126-01-01T00:00:00Z");
+    assert_eq!(check(false, past), Ok(()), "it will be renewed");
+    assert_eq!(check(true, future), Ok(()), "it is good for a while");
+    let text = check(true, past).unwrap_err();
+    assert!(
+        text.starts_with(
+            "MCP server 'linear' requires grant 'oauth:linear' but it needs a new authorization"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("moat grant oauth linear"), "{text}");
 }
