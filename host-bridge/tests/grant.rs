@@ -182,7 +182,11 @@ fn a_dry_run_changes_nothing() {
     assert_eq!(rig.run(&["revoke", "mcp-mine"], "").code, 0);
 }
 
-#[test_case(&["grant", "oauth", "notion"], 1, "Error: grant 'oauth:notion': OAuth is not supported yet\n"; "oauth")]
+#[test_case(&["grant", "oauth", "mine"], 1, "Error: no OAuth configuration found for \"mine\"\n\nProvide one of:\n  1. CLI flags: --auth-url, --token-url, --client-id\n"; "oauth without anything")]
+#[test_case(&["grant", "oauth", "a/b"], 1, "Error: invalid name: \"a/b\" contains invalid characters\n"; "oauth name")]
+#[test_case(&["grant", "oauth", "a", "--auth-url", "http://h/x"], 2, "auth_url must use HTTPS (got \"http\")"; "oauth endpoint")]
+#[test_case(&["grant", "oauth", "a", "--auth-url", "https://h/x"], 1, "Error: invalid OAuth flags: token-url is required\n"; "half of the endpoints")]
+#[test_case(&["grant", "oauth", "a", "--auth-url", "https://h/x", "--token-url", "https://h/y"], 1, "Error: invalid OAuth flags: client-id is required\n"; "endpoints without a client")]
 #[test_case(&["grant", "mcp", "a/b"], 1, "Error: invalid server name: \"a/b\" contains invalid characters\n"; "name")]
 #[test_case(&["grant", "mcp", "a", "--url", "http://example.com/"], 2, "'url' must use HTTPS"; "url")]
 #[test_case(&["grant", "show", "mcp-a"], 1, "Error: no credential found for mcp-a\n\nTo store one:\n  moat grant mcp a\n"; "missing")]

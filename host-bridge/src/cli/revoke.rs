@@ -77,7 +77,7 @@ async fn forget(store: &Store, grant: &GrantName, local: bool) -> Outcome {
         .map_err(|class| Failure::new(disk.trouble.clone().unwrap_or_else(|| class.words().to_owned())))?;
     if let Some((record, told)) = told {
         let until = record.credential().expires_at.map(|at| when::date(at, &TimeZone::system()));
-        let until = until.map_or_else(|| "it expires".to_owned(), |at| at);
+        let until = until.unwrap_or_else(|| "it expires".to_owned());
         let issuer = record.issuer();
         let issuer = visible(&issuer);
         match told {

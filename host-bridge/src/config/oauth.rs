@@ -67,17 +67,19 @@ impl OAuthFile {
         top.check_keys(&KEYS, report);
         let auth_url = url(top, "auth_url", report);
         let token_url = url(top, "token_url", report);
+        // One that is there and wrong was told of already.
+        let lacks = |key: &str| top.node(key).is_none();
         self.endpoints = match (auth_url, token_url) {
             (Some(auth_url), Some(token_url)) => Some((auth_url, token_url)),
-            (None, None) => None,
-            (Some(_), None) => {
+            (Some(_), None) if lacks("token_url") => {
                 report.problem(top.line, "", "'token_url' is required where 'auth_url' is given");
                 None
             }
-            (None, Some(_)) => {
+            (None, Some(_)) if lacks("auth_url") => {
                 report.problem(top.line, "", "'auth_url' is required where 'token_url' is given");
                 None
             }
+            _ => None,
         };
         let mut text =
             |key: &str| top.text(key, report).map(|text| text.text).filter(|text| !text.is_empty());
@@ -159,7 +161,7 @@ mod tests {
 
     #[test_case("auth_url: https://a/x" => "f:1: 'token_url' is required where 'auth_url' is given"; "half a pair")]
     #[test_case("auth_url: http://a/x\ntoken_url: https://a/y" => "f:1: auth_url must use HTTPS (got \"http\")"; "plain")]
-    #[test_case("client-id: x" => "f:1: unknown key \"client-id\"\n  hint: did you mean \"client_id\"?"; "unknown")]
+    #[test_case("client-id: x" => "f:1: unknown key \"client-id\" (did you mean \"client_id\"?)"; "unknown")]
     #[test_case("redirect_uri: https://evil.example/" => "f:1: 'redirect_uri' must be http:// on 127.0.0.1 or localhost: the sign-in ends on this machine"; "elsewhere")]
     fn f15_mistakes_are_told(text: &str) -> String {
         OAuthFile::parse(text, "f").unwrap_err().to_string().replacen("loading config: ", "", 1)

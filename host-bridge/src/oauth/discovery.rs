@@ -174,7 +174,7 @@ impl Discovery<'_> {
             Some(raw) => {
                 identifier = Some(check_resource(raw, wish.server)?);
                 let supported = raw.scopes_supported.as_ref().map(|scopes| scopes.join(" "));
-                scopes = scopes.or(supported.filter(|scopes| !scopes.is_empty()));
+                scopes = scopes.or_else(|| supported.filter(|scopes| !scopes.is_empty()));
                 raw.authorization_servers.iter().take(SERVERS).cloned().collect()
             }
         };
@@ -186,7 +186,7 @@ impl Discovery<'_> {
             (Some(pin), _) => self.pinned(pin, &servers).await?,
             (None, true) => {
                 let former = wish.former.filter(|former| servers.iter().any(|server| server == former));
-                let issuer = former.or(servers.first().map(String::as_str));
+                let issuer = former.or_else(|| servers.first().map(String::as_str));
                 self.authority_of(issuer.ok_or(DiscoveryError::NoServers)?).await?
             }
             // Servers of 2025-03-26: the origin itself, and only if it says so (D3b).

@@ -228,7 +228,7 @@ async fn plan<'a>(
     former: Option<Record>,
     host: &mut impl Host,
 ) -> Result<Plan<'a>, GrantError> {
-    let first = inputs.server.as_ref().or(inputs.endpoints.as_ref().map(|(_, token)| token));
+    let first = inputs.server.as_ref().or_else(|| inputs.endpoints.as_ref().map(|(_, token)| token));
     let mut guard = Guard::of(first, inputs.allow_private);
     if let Some(server) = &inputs.server
         && !guard.is_local()

@@ -132,7 +132,7 @@ impl Http {
         let connect = until.min(Instant::now() + CONNECT);
         let link = timeout_at(connect, self.connect(&url, guard)).await;
         let link = link.map_err(|_| not_sent(Class::Timeout))?.map_err(not_sent)?;
-        let request = of_origin_form(request, &url).ok_or(not_sent(Class::ForbiddenAddress))?;
+        let request = of_origin_form(request, &url).ok_or_else(|| not_sent(Class::ForbiddenAddress))?;
         match timeout_at(until, exchange(link, request, limits.bytes)).await {
             Ok(answer) => answer,
             Err(_) => Err(NoAnswer::Lost(Class::Timeout)),

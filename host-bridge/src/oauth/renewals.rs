@@ -101,7 +101,8 @@ impl Standing {
             (_, None, None, Some(_)) => GrantState::MoreScopesAsked,
             (_, None, None, None) => GrantState::Ok,
         };
-        let trouble = rejected.map(|(at, class)| (class, at)).or(failing.map(|(class, at, _)| (class, at)));
+        let trouble =
+            rejected.map(|(at, class)| (class, at)).or_else(|| failing.map(|(class, at, _)| (class, at)));
         GrantStatus {
             grant: which.grant,
             profile: which.profile,

@@ -1,0 +1,133 @@
+// The authorization server of the tests: npm oidc-provider, which approves everything by itself. Rotating refresh
+// tokens, reuse kills the family, unless told otherwise.
+//
+//   node authorization_server.mjs MODULES CERTIFICATE KEY RESOURCE
+//
+// Prints {"port", "control"}: HTTPS for clients, plain HTTP for the test. The faults are made in front of it; what it is
+// asked and what it answers is the real one's. Ends with its stdin.
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import http from "node:http";
+import https from "node:https";
+
+const [modules, certificate, key, resource] = process.argv.slice(2);
+const { Provider } = await import(`${modules}/oidc-provider/lib/index.js`);
+
+const settings = { ttl: 3600, rotate: true, fault: null, times: 0, wait: 0 };
+const log = [];
+const print = (token) => (token ? createHash("sha256").update(token).digest("hex").slice(0, 12) : null);
+
+const server = https.createServer({ cert: readFileSync(certificate), key: readFileSync(key) });
+await new Promise((done) => server.listen(0, "127.0.0.1", done));
+const origin = `https://localhost:${server.address().port}`;
+const native = {
+  application_type: "native",
+  response_types: ["code"],
+  redirect_uris: ["http://127.0.0.1/callback"],
+  grant_types: ["authorization_code", "refresh_token", "urn:ietf:params:oauth:grant-type:device_code"],
+};
+const provider = new Provider(origin, {
+  clients: [
+    { ...native, client_id: "public", token_endpoint_auth_method: "none" },
+    { ...native, client_id: "secret", client_secret: "s:+/ %", token_endpoint_auth_method: "client_secret_basic" },
+  ],
+  scopes: ["openid", "offline_access", "mcp:read", "mcp:write"],
+  features: {
+    devInteractions: { enabled: false },
+    registration: { enabled: true },
+    registrationManagement: { enabled: true },
+    revocation: { enabled: true },
+    deviceFlow: { enabled: true },
+    introspection: { enabled: true, allowedPolicy: () => true },
+    resourceIndicators: {
+      enabled: true,
+      getResourceServerInfo: () => ({ scope: "mcp:read mcp:write", accessTokenTTL: settings.ttl }),
+    },
+  },
+  clientAuthMethods: ["none", "client_secret_basic", "client_secret_post"],
+  interactions: { url: (_, interaction) => `/approve/${interaction.uid}` },
+  findAccount: (_, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
+  issueRefreshToken: (_, client) => client.grantTypeAllowed("refresh_token"),
+  rotateRefreshToken: () => settings.rotate,
+  pkce: { required: () => true },
+  cookies: { keys: ["tests"] },
+});
+for (const [event, ok] of [["grant.success", true], ["grant.error", false]]) {
+  provider.on(event, (ctx, error) => {
+    const { grant_type, refresh_token, resource: asked, code } = ctx.oidc.params ?? {};
+    log.push({ kind: grant_type, spent: print(refresh_token ?? code), resource: asked, ok, error: error?.error });
+  });
+}
+provider.on("authorization.success", (ctx) => log.push({ kind: "authorization", ok: true, resource: ctx.oidc.params.resource }));
+
+async function approve(request, response) {
+  const { prompt, params, session } = await provider.interactionDetails(request, response);
+  const accountId = session?.accountId ?? "somebody";
+  if (prompt.name === "login") {
+    return provider.interactionFinished(request, response, { login: { accountId } }, { mergeWithLastSubmission: false });
+  }
+  const grant = new provider.Grant({ accountId, clientId: params.client_id });
+  grant.addOIDCScope("openid offline_access mcp:read mcp:write");
+  grant.addResourceScope(resource, "mcp:read mcp:write");
+  const grantId = await grant.save();
+  return provider.interactionFinished(request, response, { consent: { grantId } }, { mergeWithLastSubmission: true });
+}
+
+const callback = provider.callback();
+server.on("request", async (request, response) => {
+  try {
+    if (request.url === "/token/revocation") log.push({ kind: "revocation", ok: true });
+    if (request.url.startsWith("/approve/")) return await approve(request, response);
+    if (request.url !== "/token" || settings.times === 0) return callback(request, response);
+    settings.times -= 1;
+    const fault = settings.fault;
+    log.push({ kind: "fault", fault });
+    if (fault === "before") return request.socket.destroy();
+    if (fault === "unavailable") return void response.writeHead(503).end("SECRET-MARKER");
+    if (fault === "throttled") return void response.writeHead(429, { "Retry-After": "1" }).end("SECRET-MARKER");
+    if (fault === "redirect") return void response.writeHead(307, { Location: `${origin}/elsewhere` }).end();
+    if (fault === "empty") {
+      response.writeHead(200, { "Content-Type": "application/json" });
+      return void response.end(JSON.stringify({ access_token: "", token_type: "bearer", marker: "SECRET-MARKER" }));
+    }
+    if (fault === "slow") await new Promise((done) => setTimeout(done, settings.wait));
+    if (fault === "lost") {
+      // Taken, and the answer never arrives.
+      response.end = () => (request.socket.destroy(), response);
+      response.write = () => true;
+    }
+    return callback(request, response);
+  } catch (error) {
+    log.push({ kind: "failed", error: String(error) });
+    response.writeHead(500).end();
+  }
+});
+
+const control = http.createServer(async (request, response) => {
+  const url = new URL(request.url, "http://control");
+  const answer = (status, body) => response.writeHead(status, { "Content-Type": "application/json" }).end(JSON.stringify(body ?? null));
+  const given = Object.fromEntries(url.searchParams);
+  switch (url.pathname) {
+    case "/active": {
+      const token = await provider.AccessToken.find(given.token);
+      return answer(token && token.isValid && [token.aud].flat().includes(resource) ? 200 : 401, { scope: token?.scope });
+    }
+    case "/set":
+      if (given.ttl) settings.ttl = Number(given.ttl);
+      if (given.rotate) settings.rotate = given.rotate === "true";
+      if (given.fault) Object.assign(settings, { fault: given.fault, times: Number(given.times ?? 1), wait: Number(given.wait ?? 0) });
+      return answer(200);
+    case "/kill": {
+      const token = await provider.AccessToken.find(given.token);
+      await token?.destroy();
+      return answer(200);
+    }
+    case "/log":
+      return answer(200, log);
+    default:
+      return answer(404);
+  }
+});
+await new Promise((done) => control.listen(0, "127.0.0.1", done));
+console.log(JSON.stringify({ port: server.address().port, control: control.address().port }));
+process.stdin.resume().on("end", () => process.exit(0));
