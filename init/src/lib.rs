@@ -12,6 +12,7 @@ mod closed_image;
 mod environ;
 mod escalate;
 mod files;
+mod image_user;
 mod pid1;
 pub mod relay;
 mod say;
@@ -38,6 +39,8 @@ enum BootError {
     #[error("the terminal cannot be taken")]
     Terminal(#[source] io::Error),
     #[error(transparent)]
+    User(#[from] image_user::UserError),
+    #[error(transparent)]
     Relay(#[from] relay::RelayError),
     #[error("lost control of the sandbox")]
     Loop(#[source] io::Error),
@@ -58,7 +61,8 @@ fn boot(startup: Startup) -> Result<u8, BootError> {
     if !pid1::is_pid_1() {
         nix::sys::prctl::set_child_subreaper(true).map_err(|error| BootError::Process(error.into()))?;
     }
-    let Startup { plan, identity } = startup;
+    let Startup { mut plan, identity } = startup;
+    image_user::settle(&mut plan)?;
     if plan.terminal {
         terminal::adopt().map_err(BootError::Terminal)?;
     }

@@ -162,16 +162,17 @@ impl<'a> Pid1<'a> {
             }
         };
         let argv = vec!["sh".into(), "-c".into(), script];
-        self.start_main(argv, vec![(null, 0), (stderr, 1)], "hooks.pre_run: ")
+        self.start_main(argv, &self.plan.workspace, vec![(null, 0), (stderr, 1)], "hooks.pre_run: ")
     }
 
     fn start_agent(&mut self) -> Outcome {
-        self.start_main(self.plan.command.clone(), Vec::new(), "")
+        self.start_main(self.plan.command.clone(), &self.plan.directory, Vec::new(), "")
     }
 
     fn start_main(
         &mut self,
         argv: Vec<String>,
+        directory: &Path,
         descriptors: Vec<(std::os::fd::OwnedFd, i32)>,
         what: &str,
     ) -> Outcome {
@@ -180,7 +181,7 @@ impl<'a> Pid1<'a> {
             image: None,
             env: environ::of_agent(self.plan).into_iter().collect(),
             user: self.plan.user.ids,
-            directory: Path::new(&self.plan.workspace),
+            directory,
             session: if self.plan.terminal { Session::Foreground } else { Session::Group },
             descriptors,
         });

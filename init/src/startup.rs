@@ -1,21 +1,26 @@
 //! Takes the plan and the run's key from where the runtime left them, and wipes that place.
 //!
-//! Two ways in: an inherited descriptor (a pipe or a memfd; closed after reading), or a file that only its owner,
-//! who is us, may touch (overwritten and removed after reading). Nothing of the content appears in an error.
+//! Three ways in: an inherited descriptor (a pipe or a memfd; closed after reading), a file that only its owner, who is
+//! us, may touch (overwritten and removed after reading), or the first bytes of stdin, where nothing is kept anywhere:
+//! the way into a container. Nothing of the content appears in an error.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::{
-        fd::RawFd,
+        fd::{AsFd, RawFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
 
-use moat_shared::{limits, plan::Startup, secret::Secret};
+use moat_shared::{
+    limits,
+    plan::{AWAITS_STARTUP, FRAME_DIGITS, Startup},
+    secret::Secret,
+};
 
-use crate::sys;
+use crate::{sys, terminal};
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +28,9 @@ pub enum StartupError {
     /// This process cannot be closed to others, so it must not hold a key.
     #[error("cannot close this process to others")]
     Process(#[source] io::Error),
+    /// Stdin does not begin with a plan's length.
+    #[error("stdin does not begin with a plan: this sidecar is started by moat, not by hand")]
+    NoFrame,
     /// It cannot be opened or read.
     #[error("cannot read the plan")]
     Read(#[source] io::Error),
@@ -96,6 +104,46 @@ pub fn from_file(path: &Path) -> Result<Startup, StartupError> {
     // Whatever is in it: it goes before anything else happens.
     wipe(path, about.len()).map_err(|source| StartupError::Wipe { path: path.to_owned(), source })?;
     parse(&text?)
+}
+
+/// Reads the plan from stdin, and not a byte more: what follows is the agent's. On a terminal it says when it is ready
+/// ([`AWAITS_STARTUP`]); the terminal neither echoes nor changes what comes, and is then as it was.
+///
+/// # Errors
+/// When it cannot be read or is not a plan.
+pub fn from_stdin() -> Result<Startup, StartupError> {
+    sys::harden_process().map_err(StartupError::Process)?;
+    // Not through std's own stdin: its buffer would swallow what is the agent's, and keep the key.
+    let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(StartupError::Read)?);
+    let quiet = terminal::quiet(stdin.as_fd()).map_err(StartupError::Read)?;
+    if quiet.is_some() {
+        stdin.write_all(AWAITS_STARTUP).map_err(StartupError::Read)?;
+    }
+    let text = read_framed(&mut stdin);
+    drop(quiet);
+    parse(&text?)
+}
+
+fn read_framed(from: &mut impl Read) -> Result<Secret<Vec<u8>>, StartupError> {
+    let mut digits = [0; FRAME_DIGITS];
+    from.read_exact(&mut digits).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => StartupError::NoFrame,
+        _ => StartupError::Read(error),
+    })?;
+    let digits = std::str::from_utf8(&digits).ok().filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()));
+    let length = digits.and_then(|text| usize::from_str_radix(text, 16).ok()).ok_or(StartupError::NoFrame)?;
+    if length > limits::PLAN {
+        return Err(StartupError::TooLong);
+    }
+    let mut bytes = Vec::with_capacity(length);
+    let outcome = from.take(u64::try_from(length).unwrap_or(u64::MAX)).read_to_end(&mut bytes);
+    let bytes = Secret::new(bytes);
+    outcome.map_err(StartupError::Read)?;
+    if bytes.expose().len() < length {
+        Err(StartupError::Read(io::ErrorKind::UnexpectedEof.into()))
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn read(file: &mut File) -> Result<Secret<Vec<u8>>, StartupError> {
@@ -197,6 +245,28 @@ mod tests {
         for fd in [-1, 0, 1, 2, 1_000_000] {
             assert!(from_fd(fd).is_err(), "{fd}");
         }
+    }
+
+    #[test]
+    fn of_stdin_only_the_plan_is_taken() {
+        let startup: Startup = serde_json::from_str(&startup()).unwrap();
+        let framed = moat_shared::plan::framed(&startup).unwrap();
+        let mut stdin = framed.expose().clone();
+        stdin.extend(b"the agent's");
+        let mut rest = stdin.as_slice();
+        assert_eq!(parse(&read_framed(&mut rest).unwrap()).unwrap().plan, plan());
+        assert_eq!(rest, b"the agent's");
+    }
+
+    #[test]
+    fn stdin_without_a_plan() {
+        for (text, wanted) in
+            [("", "begin"), ("hello, world", "begin"), ("+0000010", "begin"), ("7fffffff", "more than")]
+        {
+            let error = read_framed(&mut text.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(wanted), "{text}: {error}");
+        }
+        assert!(read_framed(&mut b"00000010short".as_slice()).is_err());
     }
 
     #[test]

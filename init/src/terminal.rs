@@ -1,14 +1,17 @@
-//! The terminal: whose it is, and who is in its foreground.
+//! The terminal: whose it is, who is in its foreground, and that it echoes no secret.
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use moat_shared::plan::Ids;
 use nix::{
     errno::Errno,
-    sys::stat::{SFlag, fstat},
+    sys::{
+        stat::{SFlag, fstat},
+        termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr},
+    },
     unistd::{self, Gid, Pid, Uid},
 };
 
@@ -29,6 +32,32 @@ pub(crate) fn adopt() -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     sys::take_terminal(stdin.as_fd())
+}
+
+/// A terminal that passes bytes as they are and echoes nothing, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Quiet {
+    terminal: OwnedFd,
+    before: Termios,
+}
+
+/// Makes a terminal quiet. `None`: it is none.
+pub(crate) fn quiet(fd: BorrowedFd<'_>) -> io::Result<Option<Quiet>> {
+    if !unistd::isatty(fd).unwrap_or(false) {
+        return Ok(None);
+    }
+    let before = tcgetattr(fd)?;
+    let mut raw = before.clone();
+    cfmakeraw(&mut raw);
+    tcsetattr(fd, SetArg::TCSANOW, &raw)?;
+    Ok(Some(Quiet { terminal: fd.try_clone_to_owned()?, before }))
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _gone = tcsetattr(&self.terminal, SetArg::TCSANOW, &self.before);
+    }
 }
 
 /// Puts a process group into the foreground. The caller has SIGTTOU blocked. Without a terminal there is no foreground.

@@ -1,7 +1,8 @@
 //! What the sidecar is told when it starts: one document, written by the host, read once by PID 1.
 //!
 //! The host has checked everything in it against moat.yaml; PID 1 trusts it and nothing else. It arrives with the
-//! run's [`Identity`] in a [`Startup`], on an inherited descriptor or in a file that is removed after reading.
+//! run's [`Identity`] in a [`Startup`], on an inherited descriptor, in a file that is removed after reading, or on stdin
+//! in front of everything that is the agent's ([`framed`]).
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -50,6 +51,25 @@ mod exposed {
     }
 }
 
+/// What PID 1 writes to a terminal when it can take the startup without echoing it: a string that terminals ignore.
+/// Into a pipe nothing is written, since a pipe echoes nothing.
+pub const AWAITS_STARTUP: &[u8] = b"\x1b_moat:startup\x1b\\";
+
+/// The digits in front of a startup on stdin: its length in bytes, hexadecimal. What follows it is the agent's.
+pub const FRAME_DIGITS: usize = 8;
+
+/// A startup as it travels on stdin.
+///
+/// # Errors
+/// When it cannot be serialised.
+pub fn framed(startup: &Startup) -> serde_json::Result<Secret<Vec<u8>>> {
+    let mut bytes = vec![b'0'; FRAME_DIGITS];
+    serde_json::to_writer(&mut bytes, startup)?;
+    let digits = format!("{:0FRAME_DIGITS$x}", bytes.len() - FRAME_DIGITS);
+    bytes[..FRAME_DIGITS].copy_from_slice(digits.as_bytes());
+    Ok(Secret::new(bytes))
+}
+
 /// What PID 1 does, in this order: relay and files, hook, agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,12 +90,17 @@ pub struct Plan {
     pub confirm: bool,
     /// Where `.mcp.json` goes.
     pub mcp_json: McpJson,
-    /// The workspace, as the sandbox sees it; the agent's working directory.
+    /// The workspace, as the sandbox sees it; the hook's working directory.
     pub workspace: PathBuf,
+    /// The agent's working directory.
+    pub directory: PathBuf,
     /// Who the agent is.
     pub user: User,
     /// Who the relay is; where the sandbox has only one uid, the agent's.
     pub relay_user: Ids,
+    /// The user as a container image spells it (`USER`). Only the sandbox's own files know who that is: PID 1 looks there
+    /// before anything else, and replaces [`Self::user`] and [`Self::relay_user`] by what it finds.
+    pub image_user: Option<String>,
     /// The agent's environment, complete but for what PID 1 itself adds (HOME, USER, LOGNAME, NO_PROXY, MOAT_*).
     pub env: BTreeMap<String, String>,
     /// `hooks.pre_run`, run by `sh -c` as the agent's user in the workspace.

@@ -6,7 +6,7 @@ use moat_shared::{exit, hello};
 
 use crate::{log, mode};
 
-const USAGE: &str = "usage: moat-sidecar init --startup-fd N | init --startup-file PATH | relay | version";
+const USAGE: &str = "usage: moat-sidecar init --startup-fd N | init --startup-file PATH | init --startup-stdin | relay | version";
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,6 +35,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Option<Command> {
     match words.as_slice() {
         [Some("relay")] => Some(Command::Relay),
         [Some("version" | "--version")] => Some(Command::Version),
+        [Some("init"), Some("--startup-stdin")] => Some(Command::Init(mode::StartupFrom::Stdin)),
         [Some("init"), Some("--startup-fd"), Some(fd)] => {
             let fd = fd.parse::<RawFd>().ok().filter(|fd| *fd >= 0)?;
             Some(Command::Init(mode::StartupFrom::Descriptor(fd)))
@@ -59,6 +60,7 @@ mod tests {
 
     #[test_case(&["init", "--startup-fd", "3"] => Some(Command::Init(mode::StartupFrom::Descriptor(3))); "descriptor")]
     #[test_case(&["init", "--startup-file", "/a b"] => Some(Command::Init(mode::StartupFrom::File("/a b".into()))); "file")]
+    #[test_case(&["init", "--startup-stdin"] => Some(Command::Init(mode::StartupFrom::Stdin)); "stdin")]
     #[test_case(&["relay"] => Some(Command::Relay); "relay")]
     #[test_case(&["version"] => Some(Command::Version); "version")]
     #[test_case(&[] => None; "nothing")]

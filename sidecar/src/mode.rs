@@ -31,6 +31,8 @@ pub(crate) enum StartupFrom {
     Descriptor(RawFd),
     /// A file that is removed after reading.
     File(PathBuf),
+    /// The first bytes of stdin.
+    Stdin,
 }
 
 /// PID 1.
@@ -38,6 +40,7 @@ pub(crate) fn init(from: StartupFrom) -> u8 {
     let startup = match from {
         StartupFrom::Descriptor(fd) => moat_init::startup::from_fd(fd),
         StartupFrom::File(path) => moat_init::startup::from_file(&path),
+        StartupFrom::Stdin => moat_init::startup::from_stdin(),
     };
     match startup {
         Ok(startup) => moat_init::run(startup),
