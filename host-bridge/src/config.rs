@@ -28,6 +28,7 @@ use fields::Fields;
 use problem::Report;
 
 pub(crate) mod catalog;
+mod container;
 mod env;
 mod fields;
 mod mount;
@@ -44,6 +45,7 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use container::ContainerOptions;
 pub(crate) use mount::Mount;
 pub(crate) use problem::{Problems, Warning};
 pub(crate) use settings::Settings;
@@ -52,7 +54,7 @@ pub(crate) use settings::Settings;
 const FILES: [&str; 2] = ["moat.yaml", "agent.yaml"];
 
 /// Every key of the top level.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "name",
     "agent",
     "version",
@@ -83,10 +85,11 @@ const KEYS: [&str; 30] = [
     "services",
     "language_servers",
     "base_image",
+    "image",
 ];
 
 /// Keys that are accepted with a warning, because they do nothing yet.
-const LATER: [&str; 14] = [
+const LATER: [&str; 13] = [
     "dependencies",
     "ports",
     "copilot",
@@ -97,7 +100,6 @@ const LATER: [&str; 14] = [
     "workspace",
     "sandbox",
     "volumes",
-    "container",
     "services",
     "language_servers",
     "base_image",
@@ -123,6 +125,9 @@ pub(crate) struct Config {
     /// `hooks.pre_run`.
     pub(crate) pre_run: Option<String>,
     pub(crate) runtime: Option<RuntimeName>,
+    /// The container's image.
+    pub(crate) image: Option<String>,
+    pub(crate) container: ContainerOptions,
     /// `network.mode`; `None`: the runtime's default.
     pub(crate) network: Option<NetworkMode>,
     /// `claude.mcp`, `codex.mcp`, `gemini.mcp`.
@@ -268,6 +273,8 @@ fn sections(top: &Fields<'_>, report: &mut Report) -> Config {
         interactive: top.flag("interactive", report).unwrap_or(false),
         pre_run: hooks(top, report),
         runtime: runtime(top, report),
+        image: container::image(top, report),
+        container: container::options(top, report),
         network: network::network(top, report),
         stdio,
         mounts: mount::mounts(top, report).into_iter().map(|(_, mount)| mount).collect(),

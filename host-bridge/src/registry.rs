@@ -39,6 +39,8 @@ pub(crate) struct Run {
     pub(crate) id: RunId,
     pub(crate) name: String,
     pub(crate) runtime: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) engine: Option<PathBuf>,
     pub(crate) workspace: String,
     #[serde(rename = "mcp_servers")]
     pub(crate) servers: Vec<Server>,

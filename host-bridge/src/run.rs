@@ -23,7 +23,11 @@ use order::{Order, Request};
 
 use crate::{
     cli::{Context, Failure, Outcome, print},
-    runtime::process::Process,
+    runtime::{
+        choose::{Chosen, choose},
+        docker::Docker,
+        process::Process,
+    },
 };
 
 /// Checks, starts, waits. The exit code is the command's.
@@ -31,31 +35,44 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
     if !context.global.dry_run {
         print::note("Initializing...");
     }
-    let order = order::prepare(request, context)?;
-    for warning in &order.warnings {
-        print::note(&format!("Warning: {warning}"));
-    }
-    if context.global.dry_run {
-        return describe(&order, context.global.json);
-    }
-    crate::home::private_dir(context.home.root())
-        .map_err(|error| Failure::new(format!("making {}: {error}", context.home.root().display())))?;
-    // One thread: the sandbox dies with the thread that started its builder.
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("starting: {error}")))?;
-    let runtime = Process { env: &context.env, home: &context.home };
-    tokio.block_on(Box::pin(session::run(order, &runtime, context)))
+    let order = order::prepare(request, context)?;
+    let chosen = tokio.block_on(choose(order.runtime, &context.env));
+    let chosen = chosen.map_err(|error| Failure::from_error(&error))?;
+    for warning in &order.warnings {
+        print::note(&format!("Warning: {warning}"));
+    }
+    if context.global.dry_run {
+        return describe(&order, &chosen, context.global.json);
+    }
+    crate::home::private_dir(context.home.root())
+        .map_err(|error| Failure::new(format!("making {}: {error}", context.home.root().display())))?;
+    // One thread: the process runtime's sandbox dies with the thread that started its builder.
+    match chosen {
+        Chosen::Process => {
+            let runtime = Process { env: &context.env, home: &context.home };
+            tokio.block_on(Box::pin(session::run(order, &runtime, context)))
+        }
+        Chosen::Engine(engine) => {
+            let runtime = Docker { engine, home: &context.home };
+            tokio.block_on(Box::pin(session::run(order, &runtime, context)))
+        }
+    }
 }
 
 /// What would be started.
-fn describe(order: &Order, json: bool) -> Outcome {
+fn describe(order: &Order, chosen: &Chosen, json: bool) -> Outcome {
+    let runtime = chosen.name();
+    let image = matches!(chosen, Chosen::Engine(_)).then_some(order.image.as_str());
     let servers: Vec<_> = order.config.servers.iter().map(|server| server.name.as_str()).collect();
     if json {
         let order = serde_json::json!({
             "name": order.name.to_string(),
-            "runtime": "process",
+            "runtime": runtime,
+            "image": image,
             "workspace": order.workspace.display().to_string(),
             "command": order.command,
             "servers": servers,
@@ -64,11 +81,12 @@ fn describe(order: &Order, json: bool) -> Outcome {
         return Ok(moat_shared::exit::OK);
     }
     let list = if servers.is_empty() { "none".to_owned() } else { servers.join(", ") };
+    let command = if order.command.is_empty() { "the image's".to_owned() } else { order.command.join(" ") };
+    let image = image.map(|image| format!("\n  image:     {image}")).unwrap_or_default();
     print::note(&format!(
-        "Would start {} (process runtime)\n  workspace: {}\n  command:   {}\n  servers:   {list}",
+        "Would start {} ({runtime} runtime)\n  workspace: {}{image}\n  command:   {command}\n  servers:   {list}",
         order.name,
         order.workspace.display(),
-        order.command.join(" "),
     ));
     Ok(moat_shared::exit::OK)
 }

@@ -7,11 +7,22 @@
 //!
 //! A runtime knows nothing of servers, credentials or moat.yaml.
 
+pub(crate) mod choose;
+pub(crate) mod docker;
 pub(crate) mod embed;
 #[cfg(target_os = "linux")]
 pub(crate) mod process;
 
-use std::{borrow::Cow, fs::File, future::Future, io, path::PathBuf};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    future::Future,
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
 
 use moat_shared::{
     hint::Hint,
@@ -19,6 +30,8 @@ use moat_shared::{
 };
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+
+use crate::config::{ContainerOptions, NetworkMode};
 
 pub(crate) use process::Size;
 
@@ -42,22 +55,52 @@ pub(crate) struct Order {
     pub(crate) mounts: Vec<Mount>,
     /// A terminal of this size; else three pipes.
     pub(crate) terminal: Option<Size>,
+    /// Empty: the image's own.
+    pub(crate) command: Vec<String>,
+    /// The command is an agent's, which works in the workspace and needs nothing of the image's.
+    pub(crate) is_agent: bool,
+    /// The container's image.
+    pub(crate) image: String,
+    pub(crate) container: ContainerOptions,
+    /// `None`: the runtime's default.
+    pub(crate) network: Option<NetworkMode>,
 }
 
 /// How the sandbox will look from inside: what the plan must say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) workspace: PathBuf,
+    /// Where the program starts.
+    pub(crate) directory: PathBuf,
+    /// The program, complete; never empty.
+    pub(crate) command: Vec<String>,
+    /// What the program finds in its environment before the user's own variables are added.
+    pub(crate) env: BTreeMap<String, String>,
     pub(crate) user: User,
     pub(crate) relay_user: Ids,
+    /// See [`moat_shared::plan::Plan::image_user`].
+    pub(crate) image_user: Option<String>,
     pub(crate) tunnel: Tunnel,
 }
 
 /// The holder's ends of what the sandbox reads and writes.
 #[derive(Debug)]
 pub(crate) enum Io {
-    Terminal(File),
-    Pipes { stdin: File, stdout: File, stderr: File },
+    /// Bytes both ways, and the window that they are shown in.
+    Terminal {
+        bytes: File,
+        window: Box<dyn Window>,
+    },
+    Pipes {
+        stdin: File,
+        stdout: File,
+        stderr: File,
+    },
+}
+
+/// The size of the sandbox's terminal.
+pub(crate) trait Window: fmt::Debug + Send {
+    fn resize(&self, size: Size) -> io::Result<()>;
 }
 
 /// Makes sandboxes of one kind.
@@ -66,13 +109,18 @@ pub(crate) trait Runtime {
     /// As `runtime:` and `--runtime` spell it.
     fn name(&self) -> &'static str;
     /// Checks and decides everything. Nothing exists yet.
-    fn create(&self, order: Order) -> Result<Self::Created, RuntimeError>;
+    fn create(&self, order: Order) -> impl Future<Output = Result<Self::Created, RuntimeError>>;
 }
 
 /// Decided, nothing exists.
 pub(crate) trait Created {
     type Built: Built;
     fn view(&self) -> View;
+    /// The socket of the engine that keeps the sandbox, when it lives on without the process that started it: the bridge
+    /// removes it then.
+    fn engine(&self) -> Option<PathBuf> {
+        None
+    }
     /// Has the sandbox built while the caller does something else. What fails there is told by [`Built::start`].
     fn build(self) -> Result<Self::Built, RuntimeError>;
 }
@@ -86,14 +134,23 @@ pub(crate) trait Built {
 
 /// PID 1 runs. Dropping it ends the sandbox.
 pub(crate) trait Running {
-    /// A process of the host's whose end is the sandbox's.
-    fn pid(&self) -> Option<u32>;
+    /// What the runtime calls the sandbox: a container's id, or the pid of a process whose end is the sandbox's.
+    fn id(&self) -> String;
     /// To PID 1.
-    fn signal(&self, signal: Signal) -> io::Result<()>;
+    fn signal(&self, signal: Signal) -> impl Future<Output = io::Result<()>>;
     /// Without asking.
-    fn kill(&mut self) -> io::Result<()>;
+    fn kill(&mut self) -> impl Future<Output = io::Result<()>>;
     /// The exit code. May be called again after it was cancelled.
     fn wait(&mut self) -> impl Future<Output = io::Result<u8>>;
+}
+
+/// Where no bridge has ever run, its directory for tunnels is not there yet; the mode is the bridge's to open.
+fn make_tunnel_dir(path: &Path) -> Result<(), RuntimeError> {
+    let mut new = std::fs::DirBuilder::new();
+    new.recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| RuntimeError::Io { doing: "making the tunnel's directory".to_owned(), source })
 }
 
 /// The sandbox cannot be made.
@@ -104,8 +161,15 @@ pub(crate) enum RuntimeError {
     NotYet(String),
     #[error("invalid runtime {0:?}: must be 'process', 'docker', 'podman' or 'apple'")]
     Unknown(String),
-    #[error("network mode '{0}' is not supported yet on the process runtime")]
-    Network(&'static str),
+    #[error("network mode '{mode}' is not supported yet on the {runtime} runtime")]
+    Network {
+        mode: &'static str,
+        runtime: &'static str,
+    },
+    #[error("no command")]
+    NoCommand,
+    #[error(transparent)]
+    Engine(#[from] docker::EngineError),
     #[error("{doing}")]
     Io {
         doing: String,
@@ -122,8 +186,13 @@ pub(crate) enum RuntimeError {
 impl Hint for RuntimeError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::NotYet(_) => Some("use --runtime process (Linux)".into()),
-            Self::Network(_) => Some("leave network.mode out: the sandbox has no network but lo".into()),
+            Self::NotYet(_) => Some("use --runtime process (Linux), docker or podman".into()),
+            Self::Network { runtime: "process", .. } => {
+                Some("leave network.mode out: the sandbox has no network but lo".into())
+            }
+            Self::Network { .. } => Some("network.mode may be 'none', or 'open', which is the default".into()),
+            Self::NoCommand => Some("give one after --, or 'command:' in moat.yaml".into()),
+            Self::Engine(error) => error.hint(),
             Self::Refused { hint, .. } => hint.as_deref().map(Cow::from),
             Self::NoSidecar(error) => error.hint(),
             Self::Unknown(_) | Self::Io { .. } => None,

@@ -15,7 +15,9 @@ use crate::{
 Examples:
   moat run ./project -- make test     a command, with the servers of ./project/moat.yaml
   moat run                            here, with the command of moat.yaml
-  moat run -e DEBUG=1 -m ../lib:/lib2:ro . -- sh")]
+  moat run -e DEBUG=1 -m ../lib:/lib2:ro . -- sh
+  moat run --image node:22 -- npm test
+                                      in a container of this image")]
 pub(crate) struct Args {
     /// The workspace
     #[arg(value_name = "PATH", default_value = ".")]
@@ -45,9 +47,12 @@ pub(crate) struct Shared {
     /// The run's name
     #[arg(short, long)]
     name: Option<RunName>,
-    /// What drives the sandbox: process
+    /// What drives the sandbox: process, docker or podman [default: docker where an engine answers, else process]
     #[arg(long, env = "MOAT_RUNTIME", hide_env_values = true, value_name = "NAME")]
     runtime: Option<String>,
+    /// The container's image
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
     /// Never ask for missing grants
     #[arg(long)]
     no_prompt: bool,
@@ -74,11 +79,11 @@ impl Shared {
     pub(crate) fn request(self) -> Result<Request, Failure> {
         if self.keep {
             super::print::note(
-                "Note: --keep changes nothing on the process runtime: nothing of a sandbox is left",
+                "Note: --keep changes nothing: nothing of a sandbox is left",
             );
         }
         if self.rebuild {
-            super::print::note("Note: --rebuild changes nothing on the process runtime, which has no images");
+            super::print::note("Note: --rebuild changes nothing: images are built by moat image build");
         }
         Ok(Request {
             grants: self.grants,
@@ -86,6 +91,7 @@ impl Shared {
             mounts: self.mounts,
             name: self.name,
             runtime: self.runtime,
+            image: self.image,
             no_prompt: self.no_prompt,
             ..Request::default()
         })

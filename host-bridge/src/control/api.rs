@@ -9,6 +9,8 @@
 //! | `GET /v1/status` | 200 [`Status`] |
 //! | `POST /v1/shutdown` | 202; drains and leaves |
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use moat_shared::{
     grant::GrantName,
@@ -36,6 +38,9 @@ pub(crate) struct Register {
     pub(crate) name: String,
     /// The runtime's name.
     pub(crate) runtime: String,
+    /// The socket of the container engine that keeps the sandbox; the bridge removes what is left there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) engine: Option<PathBuf>,
     /// The workspace on the host, for people.
     pub(crate) workspace: String,
     /// What it may use.

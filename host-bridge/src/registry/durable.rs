@@ -173,6 +173,7 @@ pub(super) mod tests {
             id: moat_shared::id::RunId::from_random([0, 0, 0, 0, 0, last]),
             name: "brave-otter".to_owned(),
             runtime: "process".to_owned(),
+            engine: None,
             workspace: "/home/me/project".to_owned(),
             servers: serde_json::from_str(servers).unwrap(),
             profile: Some("work".parse().unwrap()),

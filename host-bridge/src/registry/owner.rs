@@ -225,6 +225,7 @@ impl Owner {
             id: self.unused_id(),
             name: wish.name,
             runtime: wish.runtime,
+            engine: wish.engine,
             workspace: wish.workspace,
             servers: wish.servers,
             profile: wish.profile,

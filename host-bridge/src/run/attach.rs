@@ -17,7 +17,7 @@ use super::{
     log::{Log, Stream},
     terminal::Raw,
 };
-use crate::runtime::{Io, process};
+use crate::runtime::{Io, Window, process};
 
 /// Output is passed on in pieces of at most this size.
 const PIECE: usize = 64 * 1024;
@@ -25,18 +25,18 @@ const PIECE: usize = 64 * 1024;
 /// The user's side of the sandbox.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    terminal: Option<(Raw, File)>,
+    terminal: Option<(Raw, Box<dyn Window>)>,
     outputs: Vec<oneshot::Receiver<()>>,
 }
 
 /// Connects the sandbox with this process's stdin, stdout and stderr.
 pub(crate) fn attach(io: Io, log: &Log) -> io::Result<Attached> {
     match io {
-        Io::Terminal(terminal) => {
+        Io::Terminal { bytes, window } => {
             let raw = Raw::enter()?;
-            input(terminal.try_clone()?)?;
-            let outputs = vec![output(terminal.try_clone()?, io::stdout(), log.stream())?];
-            Ok(Attached { terminal: Some((raw, terminal)), outputs })
+            input(bytes.try_clone()?)?;
+            let outputs = vec![output(bytes, io::stdout(), log.stream())?];
+            Ok(Attached { terminal: Some((raw, window)), outputs })
         }
         Io::Pipes { stdin, stdout, stderr } => {
             input(stdin)?;
@@ -52,9 +52,8 @@ pub(crate) fn attach(io: Io, log: &Log) -> io::Result<Attached> {
 impl Attached {
     /// The user's window changed.
     pub(crate) fn resize(&self) {
-        if let Some((_, terminal)) = &self.terminal {
-            let size = process::size(io::stdout().as_fd());
-            let set = size.and_then(|size| process::set_size(terminal.as_fd(), size));
+        if let Some((_, window)) = &self.terminal {
+            let set = process::size(io::stdout().as_fd()).and_then(|size| window.resize(size));
             if let Err(error) = set {
                 tracing::warn!("the window's size was not passed on: {error}");
             }

@@ -96,7 +96,8 @@ fn confirm(mount: &Mount, person: &mut Option<&mut dyn Ask>) -> Result<(), Mount
 }
 
 fn resolve(wanted: &config::Mount, workspace: &Path) -> Result<Mount, MountError> {
-    const OWN: [&str; 7] = ["/proc", "/sys", "/dev", "/run/moat", "/workspace", "/home/agent", "/etc"];
+    const OWN: [&str; 8] =
+        ["/proc", "/sys", "/dev", "/run/moat", "/.moat", "/workspace", "/home/agent", "/etc"];
     let target = &wanted.target;
     let covers = |own: &str| Path::new(own).starts_with(target);
     let inside = |own: &str| target.starts_with(own) && !matches!(own, "/workspace" | "/home/agent" | "/etc");
@@ -121,6 +122,7 @@ mod tests {
     #[test_case("/" => false; "root")]
     #[test_case("/run" => false; "above the tunnel")]
     #[test_case("/run/moat" => false; "the tunnel")]
+    #[test_case("/.moat/home" => false; "a container's own")]
     #[test_case("/workspace" => false; "the workspace")]
     #[test_case("/proc/1" => false; "proc")]
     #[test_case("/dev/shm" => false; "dev")]

@@ -20,7 +20,7 @@ use crate::{
         Context, Failure,
         ask::{Ask, Person},
     },
-    config::{self, Config, NetworkMode, RuntimeName, Settings},
+    config::{self, Config, RuntimeName, Settings},
     runtime::{Mount, RuntimeError},
 };
 
@@ -35,6 +35,7 @@ pub(crate) struct Request {
     pub(crate) confirm: bool,
     pub(crate) name: Option<RunName>,
     pub(crate) runtime: Option<String>,
+    pub(crate) image: Option<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) grants: Vec<GrantName>,
     pub(crate) mounts: Vec<config::Mount>,
@@ -47,8 +48,13 @@ pub(crate) struct Order {
     pub(crate) name: RunName,
     /// Canonical.
     pub(crate) workspace: PathBuf,
+    /// What was asked for; `None`: whatever is there.
+    pub(crate) runtime: Option<RuntimeName>,
     pub(crate) agent: Option<Agent>,
+    /// Empty: the image's.
     pub(crate) command: Vec<String>,
+    /// The container's, where the runtime makes containers.
+    pub(crate) image: String,
     pub(crate) confirm: bool,
     /// Of moat.yaml and the command line, without moat's own.
     pub(crate) env: BTreeMap<String, String>,
@@ -69,18 +75,9 @@ enum OrderError {
     },
     #[error("workspace {0}: not a directory")]
     NoDirectory(PathBuf),
-    #[error("no command")]
-    NoCommand,
 }
 
-impl Hint for OrderError {
-    fn hint(&self) -> Option<std::borrow::Cow<'_, str>> {
-        match self {
-            Self::NoCommand => Some("give one after --, or 'command:' in moat.yaml".into()),
-            _ => None,
-        }
-    }
-}
+impl Hint for OrderError {}
 
 /// Loads and checks everything; asks for missing grants where it may.
 pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Failure> {
@@ -94,11 +91,11 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
             config.grants.push(grant);
         }
     }
-    check_runtime(request.runtime.as_deref(), &config).map_err(|error| Failure::from_error(&error))?;
+    let runtime =
+        wanted(request.runtime.as_deref(), &config).map_err(|error| Failure::from_error(&error))?;
     let command = if request.command.is_empty() { config.command.clone() } else { request.command };
-    if command.is_empty() {
-        return Err(own(OrderError::NoCommand));
-    }
+    let image = request.image.or_else(|| config.image.clone());
+    let image = image.unwrap_or_else(|| own_image(request.agent).to_owned());
     let prompt = PromptPolicy::of(request.no_prompt || context.global.dry_run, &context.env);
     let wanted = mounts::Wanted {
         own: settings.mounts.iter().chain(&request.mounts).collect(),
@@ -120,7 +117,7 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
         settings.warnings.iter().chain(&config.warnings).map(ToString::to_string).collect();
     warnings.extend(exposed_home(&workspace, context.env.user_home().as_deref()));
     let Request { agent, confirm, .. } = request;
-    Ok(Order { name, workspace, agent, command, confirm, env, mounts, config, warnings })
+    Ok(Order { name, workspace, runtime, agent, command, image, confirm, env, mounts, config, warnings })
 }
 
 fn workspace(path: &Path) -> Result<PathBuf, OrderError> {
@@ -141,20 +138,25 @@ fn exposed_home(workspace: &Path, home: Option<&Path>) -> Option<String> {
     })
 }
 
-/// Only what can be enforced is accepted.
-fn check_runtime(flag: Option<&str>, config: &Config) -> Result<(), RuntimeError> {
+/// What was asked for: the command line's word before moat.yaml's.
+fn wanted(flag: Option<&str>, config: &Config) -> Result<Option<RuntimeName>, RuntimeError> {
     let wanted = match flag {
         Some(text) => Some(text.parse::<RuntimeName>().map_err(|_| RuntimeError::Unknown(text.to_owned()))?),
         None => config.runtime,
     };
     match wanted {
-        None | Some(RuntimeName::Process) => {}
-        Some(other) => return Err(RuntimeError::NotYet(other.as_str().to_owned())),
+        Some(RuntimeName::Apple) => Err(RuntimeError::NotYet(RuntimeName::Apple.as_str().to_owned())),
+        wanted => Ok(wanted),
     }
-    match config.network {
-        None | Some(NetworkMode::None) => Ok(()),
-        Some(NetworkMode::Open) => Err(RuntimeError::Network("open")),
-        Some(NetworkMode::Host) => Err(RuntimeError::Network("host")),
+}
+
+/// The image where none is named: what `moat image build` makes.
+pub(crate) const fn own_image(agent: Option<Agent>) -> &'static str {
+    match agent {
+        None => "moat-base",
+        Some(Agent::Claude) => "moat-claude",
+        Some(Agent::Codex) => "moat-codex",
+        Some(Agent::Gemini) => "moat-gemini",
     }
 }
 
@@ -175,11 +177,12 @@ mod tests {
         exposed_home(&workspace, Some(&home)).is_some()
     }
 
-    #[test_case(None, None => Ok(()))]
-    #[test_case(Some("docker"), None => Err("the docker runtime is not supported yet".to_owned()))]
+    #[test_case(None, None => Ok(None))]
+    #[test_case(None, Some(RuntimeName::Docker) => Ok(Some(RuntimeName::Docker)); "moat.yaml's")]
+    #[test_case(Some("podman"), Some(RuntimeName::Docker) => Ok(Some(RuntimeName::Podman)); "the flag wins")]
+    #[test_case(Some("apple"), None => Err("the apple runtime is not supported yet".to_owned()))]
     #[test_case(Some("lxc"), None => Err("invalid runtime \"lxc\": must be 'process', 'docker', 'podman' or 'apple'".to_owned()))]
-    #[test_case(None, Some(NetworkMode::Open) => Err("network mode 'open' is not supported yet on the process runtime".to_owned()))]
-    fn runtimes(flag: Option<&str>, network: Option<NetworkMode>) -> Result<(), String> {
-        check_runtime(flag, &Config { network, ..Config::default() }).map_err(|error| error.to_string())
+    fn runtimes(flag: Option<&str>, runtime: Option<RuntimeName>) -> Result<Option<RuntimeName>, String> {
+        wanted(flag, &Config { runtime, ..Config::default() }).map_err(|error| error.to_string())
     }
 }

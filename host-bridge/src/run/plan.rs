@@ -1,9 +1,6 @@
 //! The plan for PID 1, from what is to be run and how the sandbox looks. Pure.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
 use moat_shared::{
     id::RunId,
@@ -17,8 +14,6 @@ use crate::{env::Environment, runtime::View, server::Server};
 /// From the first signal to SIGKILL; the holder waits longer.
 pub(crate) const GRACE_MS: u64 = 5_000;
 
-/// Where programs usually are.
-const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// Of the user's environment, what says how to write to a terminal; everything else stays outside.
 const TERMINAL: [&str; 5] = ["COLORTERM", "LANG", "LC_ALL", "LC_CTYPE", "TERM"];
 
@@ -41,11 +36,13 @@ pub(crate) fn plan(
         confirm: order.confirm,
         mcp_json,
         workspace: view.workspace,
+        directory: view.directory,
         user: view.user,
         relay_user: view.relay_user,
-        env: environment(env, &order.env),
+        image_user: view.image_user,
+        env: environment(view.env, env, &order.env),
         pre_run: order.config.pre_run.clone(),
-        command: order.command.clone(),
+        command: view.command,
         terminal,
         grace_ms: GRACE_MS,
     }
@@ -59,9 +56,12 @@ fn relayed(server: &Server) -> RelayedServer {
     RelayedServer { name: server.name.clone(), header }
 }
 
-/// The agent's environment: small, and nothing of the user's but what a terminal needs.
-fn environment(host: &Environment, given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let mut env = BTreeMap::from([("PATH".to_owned(), path(host))]);
+/// The agent's environment: what the sandbox has, of the user's only what a terminal needs, and what was given.
+fn environment(
+    mut env: BTreeMap<String, String>,
+    host: &Environment,
+    given: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     for name in TERMINAL {
         if let Some(value) = host.get(name) {
             env.insert(name.to_owned(), value.to_owned());
@@ -71,24 +71,6 @@ fn environment(host: &Environment, given: &BTreeMap<String, String>) -> BTreeMap
     env
 }
 
-/// The user's PATH without what the sandbox does not see, and the usual places.
-fn path(host: &Environment) -> String {
-    const HIDDEN: [&str; 8] = ["/root", "/home", "/tmp", "/run", "/mnt", "/media", "/var/tmp", "/proc"];
-    let home = host.user_home();
-    let hidden = |dir: &Path| {
-        HIDDEN.iter().any(|hidden| dir.starts_with(hidden))
-            || home.as_ref().is_some_and(|home| dir.starts_with(home))
-    };
-    let mut dirs: Vec<PathBuf> = Vec::new();
-    for dir in host.path().chain(PATH.map(Path::new)) {
-        if dir.is_absolute() && !hidden(dir) && !dirs.iter().any(|known| known == dir) {
-            dirs.push(dir.to_path_buf());
-        }
-    }
-    let dirs: Vec<_> = dirs.iter().map(|dir| dir.to_string_lossy()).collect();
-    dirs.join(":")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,16 +78,16 @@ mod tests {
     #[test]
     fn the_agent_gets_a_small_environment() {
         let host = Environment::from([
-            ("PATH", "/home/alice/bin:/opt/node/bin:/usr/bin:relative:/data/alice/bin"),
-            ("HOME", "/data/alice"),
+            ("PATH", "/home/alice/bin"),
             ("TERM", "xterm-256color"),
             ("AWS_SECRET_ACCESS_KEY", "s3cr3t"),
         ]);
-        let given =
-            BTreeMap::from([("TERM".to_owned(), "dumb".to_owned()), ("X".to_owned(), "1".to_owned())]);
-        let env = environment(&host, &given);
-        assert_eq!(env["PATH"], "/opt/node/bin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin:/bin");
-        assert_eq!(env.keys().collect::<Vec<_>>(), ["PATH", "TERM", "X"]);
-        assert_eq!(env["TERM"], "dumb");
+        let of = |pairs: [(&str, &str); 2]| {
+            pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        let env =
+            environment(of([("PATH", "/bin"), ("LANG", "C")]), &host, &of([("TERM", "dumb"), ("X", "1")]));
+        assert_eq!(env.into_iter().collect::<Vec<_>>(), of([("PATH", "/bin"), ("LANG", "C")])
+            .into_iter().chain(of([("TERM", "dumb"), ("X", "1")])).collect::<Vec<_>>());
     }
 }

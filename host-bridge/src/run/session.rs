@@ -7,7 +7,7 @@
 //!     └──────────┴────────────┴── interrupted: nothing is left
 //! ```
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 use moat_shared::{
@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     cli::{Context, Failure, print, with_causes},
+    config::RuntimeName,
     control::{
         api::{HoldEvent, Process, Register},
         client::Client,
@@ -62,12 +63,18 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
             workspace: order.workspace.clone(),
             mounts: order.mounts.clone(),
             terminal: size,
+            command: order.command.clone(),
+            is_agent: order.agent.is_some(),
+            image: order.image.clone(),
+            container: order.config.container,
+            network: order.config.network,
         })
+        .await
         .map_err(|error| Failure::from_error(&error))?;
-    let view = created.view();
+    let (view, engine) = (created.view(), created.engine());
     // The sandbox comes into being while the run is registered. Nothing happens in it before PID 1 is told what.
     let built = created.build().map_err(|error| Failure::from_error(&error))?;
-    let Some((client, id, identity)) = register(&order, runtime.name(), context, &mut signals).await? else {
+    let Some((client, id, identity)) = register(&order, runtime.name(), engine, context, &mut signals).await? else {
         return Ok(exit::from_signal(INTERRUPTED));
     };
     let session = Session { order, context, client, id, interactive: size.is_some() };
@@ -89,12 +96,14 @@ const INTERRUPTED: u8 = 2;
 async fn register(
     order: &Order,
     runtime: &str,
+    engine: Option<PathBuf>,
     context: &Context,
     signals: &mut Signals,
 ) -> Result<Option<(Client, RunId, Identity)>, Failure> {
     let wanted = Register {
         name: order.name.to_string(),
         runtime: runtime.to_owned(),
+        engine,
         workspace: order.workspace.display().to_string(),
         servers: order.config.servers.clone(),
         profile: context.global.profile.clone(),
@@ -219,6 +228,9 @@ impl Session<'_> {
         let agent = order.agent.map(|agent| agent.name().to_owned());
         metadata.agent = agent.or_else(|| order.config.agent.clone()).unwrap_or_default();
         metadata.interactive = self.interactive;
+        if runtime != RuntimeName::Process.as_str() {
+            metadata.image = order.image.clone();
+        }
         Record::create(&self.context.home, self.id.clone(), metadata)
             .map_err(|error| Failure::from_error(&error))
     }
@@ -240,8 +252,7 @@ impl Session<'_> {
         signals: &mut Signals,
     ) -> Result<u8, Failure> {
         let home = &self.context.home;
-        let pid = running.pid().map(|pid| pid.to_string()).unwrap_or_default();
-        record.running(home, pid, Timestamp::now()).map_err(|error| Failure::from_error(&error))?;
+        record.running(home, running.id(), Timestamp::now()).map_err(|error| Failure::from_error(&error))?;
         match self.order.agent {
             Some(_) => print::note(&format!("Started agent \"{}\" ({})", self.order.name, self.id)),
             None => print::note(&format!("Started {} ({})", self.order.name, self.id)),
@@ -285,7 +296,7 @@ impl Session<'_> {
                     return code.map_err(|error| Failure::new(format!("waiting for the sandbox: {error}")));
                 }
                 () = out_of_patience => {
-                    running.kill().map_err(|error| Failure::new(format!("ending the sandbox: {error}")))?;
+                    running.kill().await.map_err(|error| Failure::new(format!("ending the sandbox: {error}")))?;
                     deadline = None;
                     continue;
                 }
@@ -313,7 +324,7 @@ impl Session<'_> {
                 deadline = Some(Instant::now() + PATIENCE);
                 record.stopping(home).map_err(|error| Failure::from_error(&error))?;
             }
-            running.signal(stop).map_err(|error| Failure::new(format!("stopping the sandbox: {error}")))?;
+            running.signal(stop).await.map_err(|error| Failure::new(format!("stopping the sandbox: {error}")))?;
         }
     }
 

@@ -16,12 +16,10 @@ mod sys;
 mod tree;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Write},
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::DirBuilderExt,
-    },
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -46,13 +44,14 @@ use tokio::{
 };
 
 use self::spec::{Report, Spec};
-use super::{Io, Order, Runtime, RuntimeError, View};
-use crate::{env::Environment, home::Home};
+use super::{Io, Order, Runtime, RuntimeError, View, Window};
+use crate::{config::NetworkMode, env::Environment, home::Home};
 
 pub(crate) use self::{
     builder::{Descriptors, main as build},
-    sys::{Size, set_size, size},
+    sys::{Size, size},
 };
+use self::sys::set_size;
 
 /// Makes sandboxes of namespaces.
 #[derive(Debug)]
@@ -67,6 +66,8 @@ pub(crate) struct Created {
     spec: Spec,
     path: String,
     home: PathBuf,
+    command: Vec<String>,
+    env: BTreeMap<String, String>,
 }
 
 /// The builder at work. PID 1 waits at the other end of `startup`.
@@ -92,8 +93,9 @@ impl Runtime for Process<'_> {
         "process"
     }
 
-    fn create(&self, order: Order) -> Result<Created, RuntimeError> {
+    async fn create(&self, order: Order) -> Result<Created, RuntimeError> {
         super::embed::sidecar()?;
+        self.check(&order)?;
         let host = ids::survey(&order.workspace, std::process::id(), self.has_mappers())
             .map_err(failed("looking at the workspace"))?;
         self.refuse_half_root(host.uid)?;
@@ -109,11 +111,23 @@ impl Runtime for Process<'_> {
             terminal: order.terminal,
         };
         let path = self.env.get("PATH").unwrap_or("/usr/sbin:/usr/bin:/sbin:/bin").to_owned();
-        Ok(Created { spec, path, home: self.home.root().to_path_buf() })
+        let env = BTreeMap::from([("PATH".to_owned(), inside_path(self.env))]);
+        Ok(Created { spec, path, home: self.home.root().to_path_buf(), command: order.command, env })
     }
 }
 
 impl Process<'_> {
+    /// Only what can be enforced is accepted.
+    fn check(&self, order: &Order) -> Result<(), RuntimeError> {
+        let refused = |mode| RuntimeError::Network { mode, runtime: self.name() };
+        match order.network {
+            None | Some(NetworkMode::None) => {}
+            Some(NetworkMode::Open) => return Err(refused("open")),
+            Some(NetworkMode::Host) => return Err(refused("host")),
+        }
+        if order.command.is_empty() { Err(RuntimeError::NoCommand) } else { Ok(()) }
+    }
+
     /// Would relay and agent be different users in a sandbox for this workspace?
     pub(crate) fn separates_users(&self, workspace: &Path) -> io::Result<bool> {
         let host = ids::survey(workspace, std::process::id(), self.has_mappers())?;
@@ -184,14 +198,18 @@ impl super::Created for Created {
         let endpoint = Endpoint::Unix(Path::new(tree::TUNNEL).join("bridge.sock"));
         View {
             workspace: tree::WORKSPACE.into(),
+            directory: tree::WORKSPACE.into(),
+            command: self.command.clone(),
+            env: self.env.clone(),
             user,
             relay_user: self.spec.users.relay(),
+            image_user: None,
             tunnel: Tunnel { endpoint, dialler: Dialler::Sidecar },
         }
     }
 
     fn build(self) -> Result<Building, RuntimeError> {
-        self.make_tunnel_dir()?;
+        super::make_tunnel_dir(&self.spec.tunnel_dir)?;
         let spec = document(&self.spec)?;
         let (startup, told) = io::pipe().map_err(failed("making a pipe"))?;
         let (status, theirs) =
@@ -216,17 +234,6 @@ impl super::Created for Created {
         let builder = command.spawn().map_err(failed("starting the sandbox's builder"))?;
         drop((spec, startup, theirs, alive_end));
         Ok(Building { running: Running { builder, _alive: alive }, status, startup: told.into() })
-    }
-}
-
-impl Created {
-    /// Where no bridge has ever run, its directory for tunnels is not there yet; the mode is the bridge's to open.
-    fn make_tunnel_dir(&self) -> Result<(), RuntimeError> {
-        let mut new = std::fs::DirBuilder::new();
-        new.recursive(true)
-            .mode(0o700)
-            .create(&self.spec.tunnel_dir)
-            .map_err(failed("making the tunnel's directory"))
     }
 }
 
@@ -282,17 +289,17 @@ impl Running {
 }
 
 impl super::Running for Running {
-    fn pid(&self) -> Option<u32> {
-        self.builder.id()
+    fn id(&self) -> String {
+        self.builder.id().map(|pid| pid.to_string()).unwrap_or_default()
     }
 
-    fn signal(&self, signal: Signal) -> io::Result<()> {
+    async fn signal(&self, signal: Signal) -> io::Result<()> {
         let Some(pid) = self.builder.id().and_then(|pid| i32::try_from(pid).ok()) else { return Ok(()) };
         // Not reaped yet, so the number is still the builder's.
         Ok(kill(Pid::from_raw(pid), signal)?)
     }
 
-    fn kill(&mut self) -> io::Result<()> {
+    async fn kill(&mut self) -> io::Result<()> {
         self.builder.start_kill()
     }
 
@@ -309,9 +316,43 @@ fn ends(descriptors: Vec<OwnedFd>) -> Result<Io, RuntimeError> {
     let mut files = descriptors.into_iter().map(File::from);
     match (files.next(), files.next(), files.next()) {
         (Some(stdin), Some(stdout), Some(stderr)) => Ok(Io::Pipes { stdin, stdout, stderr }),
-        (Some(terminal), None, None) => Ok(Io::Terminal(terminal)),
+        (Some(bytes), None, None) => {
+            let window = Box::new(Pty(bytes.try_clone().map_err(failed("keeping the terminal"))?));
+            Ok(Io::Terminal { bytes, window })
+        }
         _ => Err(failed("hearing from the sandbox's builder")(io::ErrorKind::InvalidData)),
     }
+}
+
+/// The sandbox's terminal, seen from this side.
+#[derive(Debug)]
+struct Pty(File);
+
+impl Window for Pty {
+    fn resize(&self, size: Size) -> io::Result<()> {
+        set_size(self.0.as_fd(), size)
+    }
+}
+
+/// Where programs usually are.
+const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// The user's PATH without what the sandbox does not see, and the usual places.
+fn inside_path(host: &Environment) -> String {
+    const HIDDEN: [&str; 8] = ["/root", "/home", "/tmp", "/run", "/mnt", "/media", "/var/tmp", "/proc"];
+    let home = host.user_home();
+    let hidden = |dir: &Path| {
+        HIDDEN.iter().any(|hidden| dir.starts_with(hidden))
+            || home.as_ref().is_some_and(|home| dir.starts_with(home))
+    };
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    for dir in host.path().chain(PATH.map(Path::new)) {
+        if dir.is_absolute() && !hidden(dir) && !dirs.iter().any(|known| known == dir) {
+            dirs.push(dir.to_path_buf());
+        }
+    }
+    let dirs: Vec<_> = dirs.iter().map(|dir| dir.to_string_lossy()).collect();
+    dirs.join(":")
 }
 
 /// A document in memory, at its beginning, which goes to one process and lies in no file system.
@@ -327,4 +368,18 @@ fn document<T: serde::Serialize>(what: &T) -> Result<OwnedFd, RuntimeError> {
 
 fn failed<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> RuntimeError {
     move |error| RuntimeError::Io { doing: doing.to_owned(), source: error.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_has_nothing_that_is_hidden() {
+        let host = Environment::from([
+            ("PATH", "/home/alice/bin:/opt/node/bin:/usr/bin:relative:/data/alice/bin"),
+            ("HOME", "/data/alice"),
+        ]);
+        assert_eq!(inside_path(&host), "/opt/node/bin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin:/bin");
+    }
 }

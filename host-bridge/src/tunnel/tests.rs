@@ -128,6 +128,7 @@ impl Rig {
         let wish = Register {
             name: "brave-otter".to_owned(),
             runtime: "process".to_owned(),
+            engine: None,
             workspace: "/w".to_owned(),
             servers: Vec::new(),
             profile: None,

@@ -1,0 +1,288 @@
+//! Container engines: Docker, and podman through its compatible socket.
+//!
+//! ```text
+//! inspect image ─► create ─► put the sidecar in ─► attach, wait ─► start ─► plan and key over stdin ─► the agent's
+//! ```
+//!
+//! The sidecar becomes the entrypoint of any image; what the image would have started, it starts. The run's key goes
+//! through the engine's attached stream into PID 1's memory: it is in no file, no variable, no argument, and in nothing
+//! that the engine keeps. [`container`] says what kind of container it is, [`engine`] where engines are, [`raw`] the two
+//! requests that must be byte-exact, [`stream`] what comes and goes while it runs, [`removal`] that nothing is left.
+
+mod archive;
+mod container;
+pub(crate) mod engine;
+mod image;
+mod raw;
+pub(crate) mod removal;
+mod stream;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::PathBuf,
+};
+
+use bollard::{
+    models::ContainerCreateBody,
+    query_parameters::{CreateContainerOptionsBuilder, KillContainerOptionsBuilder, UploadToContainerOptionsBuilder},
+};
+use moat_shared::{
+    endpoint::{Dialler, Endpoint},
+    exit,
+    plan::{Ids, Startup, Tunnel, User, framed},
+};
+use nix::sys::signal::Signal;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use self::{image::Image, removal::Removal, stream::Stream};
+use super::{Io, Order, Runtime, RuntimeError, Size, View, Window};
+use crate::{config::NetworkMode, home::Home};
+
+pub(crate) use self::engine::{Engine, EngineError};
+
+/// Where the sandbox has what is moat's.
+pub(crate) const OWN: &str = "/.moat";
+/// The workspace in the sandbox.
+const WORKSPACE: &str = "/workspace";
+
+/// Makes containers.
+#[derive(Debug)]
+pub(crate) struct Docker<'a> {
+    pub(crate) engine: Engine,
+    pub(crate) home: &'a Home,
+}
+
+/// Decided: this image, that container.
+#[derive(Debug)]
+pub(crate) struct Created {
+    engine: Engine,
+    image: Image,
+    order: Order,
+    body: ContainerCreateBody,
+    tunnel_dir: PathBuf,
+    command: Vec<String>,
+}
+
+/// The engine at work.
+#[derive(Debug)]
+pub(crate) struct Building {
+    engine: Engine,
+    terminal: Option<Size>,
+    container: JoinHandle<Result<Removal, EngineError>>,
+}
+
+/// PID 1 runs in it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    engine: Engine,
+    id: String,
+    /// Its exit code, once it has ended.
+    ended: watch::Receiver<Option<u8>>,
+    tasks: Vec<JoinHandle<()>>,
+    removal: Removal,
+}
+
+impl Runtime for Docker<'_> {
+    type Created = Created;
+
+    fn name(&self) -> &'static str {
+        self.engine.kind.name()
+    }
+
+    async fn create(&self, order: Order) -> Result<Created, RuntimeError> {
+        super::embed::sidecar()?;
+        if order.network == Some(NetworkMode::Host) {
+            return Err(RuntimeError::Network { mode: "host", runtime: self.name() });
+        }
+        let image = image::find(&self.engine, &order.image).await?;
+        let command = image.command(&order)?;
+        let tunnel_dir = self.home.tunnel_dir();
+        let body = container::body(&order, &image, &tunnel_dir, &container::owner(self.home));
+        Ok(Created { engine: self.engine.clone(), image, order, body, tunnel_dir, command })
+    }
+}
+
+impl super::Created for Created {
+    type Built = Building;
+
+    fn view(&self) -> View {
+        let endpoint = Endpoint::Unix(container::tunnel_socket());
+        let nobody = Ids { uid: u32::MAX - 1, gid: u32::MAX - 1 };
+        View {
+            workspace: WORKSPACE.into(),
+            directory: self.image.directory(&self.order).unwrap_or_else(|| WORKSPACE.into()),
+            command: self.command.clone(),
+            env: self.image.env.clone(),
+            // The image's files say who it is: PID 1 finds out.
+            user: User { ids: nobody, name: String::new(), home: "/".into() },
+            relay_user: nobody,
+            image_user: Some(self.image.user.clone()),
+            tunnel: Tunnel { endpoint, dialler: Dialler::Sidecar },
+        }
+    }
+
+    fn engine(&self) -> Option<PathBuf> {
+        Some(self.engine.socket.clone())
+    }
+
+    fn build(self) -> Result<Building, RuntimeError> {
+        super::make_tunnel_dir(&self.tunnel_dir)?;
+        let sidecar = super::embed::sidecar()?;
+        let terminal = self.order.terminal;
+        let engine = self.engine.clone();
+        let container = tokio::spawn(make(self.engine, self.body, sidecar));
+        Ok(Building { engine, terminal, container })
+    }
+}
+
+/// Makes the container and puts the sidecar in. What is dropped on the way is removed.
+async fn make(engine: Engine, body: ContainerCreateBody, sidecar: &'static [u8]) -> Result<Removal, EngineError> {
+    let options = CreateContainerOptionsBuilder::new().name(&container::name()).build();
+    let created = engine.api.create_container(Some(options), body).await;
+    let id = created.map_err(|source| EngineError::Asking { doing: "making the container", source })?.id;
+    let removal = Removal::of(&engine, id);
+    let archive = archive::of_sidecar(sidecar).map_err(EngineError::Archive)?;
+    let options = UploadToContainerOptionsBuilder::new().path(archive::AT).build();
+    let uploaded =
+        engine.api.upload_to_container(removal.id(), Some(options), bollard::body_full(archive.into())).await;
+    uploaded.map_err(|source| EngineError::Asking { doing: "putting the sidecar into the container", source })?;
+    Ok(removal)
+}
+
+impl super::Built for Building {
+    type Running = Running;
+
+    async fn start(self, startup: &Startup) -> Result<(Running, Io), RuntimeError> {
+        let Self { engine, terminal, container } = self;
+        let removal = container.await.map_err(|error| EngineError::Archive(io::Error::other(error)))??;
+        let id = removal.id().to_owned();
+        let frame = framed(startup).map_err(|error| EngineError::Archive(error.into()))?;
+        // Both are there before it can end.
+        let attached = raw::attach(&engine.socket, &id).await?;
+        let waiting = raw::wait(&engine.socket, &id, raw::NEXT_EXIT).await?;
+        let started = engine.api.start_container(&id, None).await;
+        started.map_err(|source| EngineError::Asking { doing: "starting the container", source })?;
+
+        let (told, ended) = watch::channel(None);
+        let mut tasks = vec![tokio::spawn(watch_end(engine.clone(), id.clone(), waiting, told))];
+        let stream = Stream { engine: engine.clone(), id: id.clone(), ended: ended.clone() };
+        let io = match terminal {
+            Some(size) => {
+                // Before the program can look how large it is.
+                stream.resize(size).await;
+                let attached = attached.told_on_a_terminal(&frame).await?;
+                let (bytes, theirs) = pair()?;
+                tasks.push(tokio::spawn(stream.clone().terminal(attached, theirs)));
+                let (window, sizes) = mpsc::unbounded_channel();
+                tasks.push(tokio::spawn(stream.resizes(sizes)));
+                Io::Terminal { bytes: bytes.into(), window: Box::new(Pane(window)) }
+            }
+            None => {
+                let attached = attached.told(&frame).await;
+                let ((stdin, to), (stdout, out), (stderr, err)) = (pair()?, pair()?, pair()?);
+                tasks.push(tokio::spawn(stream.pipes(attached, to, out, err)));
+                Io::Pipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
+            }
+        };
+        Ok((Running { engine, id, ended, tasks, removal }, io))
+    }
+}
+
+/// The holder's end, which blocks, and ours, which does not.
+fn pair() -> Result<(OwnedFd, tokio::net::UnixStream), RuntimeError> {
+    let made = UnixStream::pair().and_then(|(theirs, ours)| {
+        ours.set_nonblocking(true)?;
+        Ok((theirs.into(), tokio::net::UnixStream::from_std(ours)?))
+    });
+    made.map_err(|source| RuntimeError::Io { doing: "making a socket pair".to_owned(), source })
+}
+
+/// The size of a container's terminal.
+#[derive(Debug)]
+struct Pane(mpsc::UnboundedSender<Size>);
+
+impl Window for Pane {
+    fn resize(&self, size: Size) -> io::Result<()> {
+        self.0.send(size).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Tells the exit code when there is one. An engine that goes away is asked again when it is back: it takes no container
+/// with it that it can find again, and the run goes on.
+async fn watch_end(engine: Engine, id: String, first: raw::Waiting, told: watch::Sender<Option<u8>>) {
+    let mut waiting = Some(first);
+    let mut pause = engine::FIRST_PAUSE;
+    loop {
+        let lost = match waiting.take() {
+            Some(waiting) => match waiting.code().await {
+                Ok(code) => return told.send_modify(|ended| *ended = Some(code)),
+                Err(error) => Some(error),
+            },
+            None => None,
+        };
+        if let Some(error) = lost {
+            tracing::warn!("lost sight of container {id}: {error}");
+        }
+        match raw::wait(&engine.socket, &id, raw::NOT_RUNNING).await {
+            Ok(again) => {
+                waiting = Some(again);
+                pause = engine::FIRST_PAUSE;
+            }
+            Err(EngineError::Gone) => {
+                tracing::warn!("container {id} is gone, and nobody knows how it ended");
+                return told.send_modify(|ended| *ended = Some(exit::from_signal(9)));
+            }
+            Err(_) => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(engine::LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+impl super::Running for Running {
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+
+    async fn signal(&self, signal: Signal) -> io::Result<()> {
+        let options = KillContainerOptionsBuilder::new().signal(signal.as_str()).build();
+        match self.engine.api.kill_container(&self.id, Some(options)).await {
+            Err(error) if !engine::is_over(&error) => Err(io::Error::other(error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn kill(&mut self) -> io::Result<()> {
+        self.signal(Signal::SIGKILL).await
+    }
+
+    async fn wait(&mut self) -> io::Result<u8> {
+        let ended = self.ended.wait_for(Option::is_some).await.map_err(io::Error::other)?;
+        let code = (*ended).unwrap_or(exit::FAILURE);
+        drop(ended);
+        // The engine removes what has ended.
+        self.removal.not_needed();
+        Ok(code)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            if !task.is_finished() && self.ended.borrow().is_none() {
+                task.abort();
+            }
+        }
+    }
+}
+
+/// An image's environment as pairs.
+fn variables(env: &[String]) -> BTreeMap<String, String> {
+    env.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+}

@@ -1,0 +1,198 @@
+//! What kind of container it is. Pure.
+//!
+//! PID 1 starts as root with the few capabilities that it needs to make relay and agent two other users, and gives those
+//! none; or, where all capabilities are to be dropped, everything in the container is the image's user from the start.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType,
+};
+
+use super::{OWN, WORKSPACE, archive, image::Image};
+use crate::{
+    config::NetworkMode,
+    control::api::Process,
+    home::Home,
+    runtime::{Mount, Order},
+};
+
+/// Whose container it is: the installation's directory ...
+pub(super) const HOME: &str = "dev.moat.home";
+/// ... and the process that holds it, `<pid>.<start time>`.
+pub(super) const HOLDER: &str = "dev.moat.holder";
+
+/// What PID 1 needs: other users, giving up the rest, ending everybody, and the agent's own stdin, stdout and stderr.
+const CAPABILITIES: [&str; 5] = ["CHOWN", "KILL", "SETGID", "SETPCAP", "SETUID"];
+
+/// The two labels.
+pub(super) fn owner(home: &Home) -> HashMap<String, String> {
+    let Process { pid, started } = Process::current();
+    let home = home.root().display().to_string();
+    HashMap::from([(HOME.to_owned(), home), (HOLDER.to_owned(), format!("{pid}.{started}"))])
+}
+
+/// Whom the label means.
+pub(super) fn holder(text: &str) -> Option<Process> {
+    let (pid, started) = text.split_once('.')?;
+    Some(Process { pid: pid.parse().ok()?, started: started.parse().ok()? })
+}
+
+/// A name that no other container has.
+pub(super) fn name() -> String {
+    let mut bytes = [0; 6];
+    let random = ring::rand::SystemRandom::new();
+    // Without randomness the engine chooses between a conflict and luck; it refuses a conflict loudly.
+    let _all_zeroes = ring::rand::SecureRandom::fill(&random, &mut bytes).is_err();
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("moat-{digits}")
+}
+
+/// The bridge's socket as the sandbox sees it: its directory is mounted, so that a socket made anew is seen.
+pub(super) fn tunnel_socket() -> PathBuf {
+    Path::new(OWN).join("tunnel/bridge.sock")
+}
+
+/// The container to be.
+pub(super) fn body(
+    order: &Order,
+    image: &Image,
+    tunnel_dir: &Path,
+    labels: &HashMap<String, String>,
+) -> ContainerCreateBody {
+    let user = if order.container.no_capabilities { image.user.clone() } else { "0:0".to_owned() };
+    ContainerCreateBody {
+        hostname: Some(hostname(&order.name)),
+        user: Some(user),
+        attach_stdin: Some(true),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        open_stdin: Some(true),
+        stdin_once: Some(true),
+        tty: Some(order.terminal.is_some()),
+        image: Some(image.id.clone()),
+        entrypoint: Some(vec![archive::sidecar()]),
+        cmd: Some(vec!["init".to_owned(), "--startup-stdin".to_owned()]),
+        working_dir: Some("/".to_owned()),
+        labels: Some(labels.clone()),
+        // It would run as root what the agent may have written.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
+        host_config: Some(host(order, tunnel_dir)),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host(order: &Order, tunnel_dir: &Path) -> HostConfig {
+    let options = order.container;
+    let mut mounts = vec![
+        bind(&order.workspace, Path::new(WORKSPACE), false),
+        bind(tunnel_dir, &Path::new(OWN).join("tunnel"), true),
+    ];
+    mounts.extend(order.mounts.iter().map(|Mount { source, target, read_only }| bind(source, target, *read_only)));
+    if options.read_only {
+        mounts.push(EngineMount {
+            target: Some(OWN.to_owned()),
+            typ: Some(MountType::VOLUME),
+            ..EngineMount::default()
+        });
+    }
+    let tmpfs = ["/run", "/tmp"].map(|place| (place.to_owned(), "mode=1777".to_owned()));
+    HostConfig {
+        auto_remove: Some(true),
+        // PID 1 is ours.
+        init: Some(false),
+        privileged: Some(false),
+        network_mode: (order.network == Some(NetworkMode::None)).then(|| "none".to_owned()),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: (!options.no_capabilities).then(|| CAPABILITIES.map(str::to_owned).to_vec()),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        readonly_rootfs: Some(options.read_only),
+        tmpfs: options.read_only.then(|| HashMap::from(tmpfs)),
+        mounts: Some(mounts),
+        // What it prints is in the run's own log; the engine need not keep it a second time.
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        ..HostConfig::default()
+    }
+}
+
+fn bind(source: &Path, target: &Path, read_only: bool) -> EngineMount {
+    EngineMount {
+        source: Some(source.to_string_lossy().into_owned()),
+        target: Some(target.to_string_lossy().into_owned()),
+        typ: Some(MountType::BIND),
+        read_only: Some(read_only),
+        ..EngineMount::default()
+    }
+}
+
+/// A run's name may have what a host name must not.
+fn hostname(name: &str) -> String {
+    let text: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    text.trim_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ContainerOptions;
+
+    fn order() -> Order {
+        Order {
+            name: "brave_otter.1".into(),
+            workspace: "/w".into(),
+            mounts: vec![Mount { source: "/lib".into(), target: "/lib2".into(), read_only: true }],
+            terminal: None,
+            command: vec![],
+            is_agent: false,
+            image: "x".into(),
+            container: ContainerOptions::default(),
+            network: None,
+        }
+    }
+
+    fn made(order: &Order) -> ContainerCreateBody {
+        let image = Image { id: "sha256:1".into(), user: "node".into(), ..Image::default() };
+        body(order, &image, Path::new("/h/proxy/tunnel"), &HashMap::new())
+    }
+
+    #[test]
+    fn an_ordinary_container() {
+        let body = made(&order());
+        let host = body.host_config.unwrap();
+        assert_eq!(body.user.as_deref(), Some("0:0"), "PID 1 is root, and nobody else is");
+        assert_eq!(body.entrypoint, Some(vec!["/.moat/moat-sidecar".to_owned()]));
+        assert_eq!(body.stop_signal, None, "the image's");
+        assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
+        assert_eq!(host.cap_add.map(|caps| caps.len()), Some(5));
+        assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
+        assert_eq!(host.network_mode, None, "the engine's own");
+        assert_eq!(host.auto_remove, Some(true));
+        let mounts: Vec<_> = host.mounts.unwrap().into_iter().map(|m| (m.target.unwrap(), m.read_only)).collect();
+        let wanted = [("/workspace", false), ("/.moat/tunnel", true), ("/lib2", true)];
+        assert_eq!(mounts, wanted.map(|(target, read_only)| (target.to_owned(), Some(read_only))));
+        assert_eq!(body.hostname.as_deref(), Some("brave-otter-1"));
+    }
+
+    #[test]
+    fn without_a_network_capabilities_or_a_place_to_write() {
+        let options = ContainerOptions { read_only: true, no_capabilities: true };
+        let body = made(&Order { container: options, network: Some(NetworkMode::None), ..order() });
+        let host = body.host_config.unwrap();
+        assert_eq!(body.user.as_deref(), Some("node"));
+        assert_eq!(host.cap_add, None);
+        assert_eq!(host.network_mode.as_deref(), Some("none"));
+        assert_eq!(host.readonly_rootfs, Some(true));
+        assert!(host.mounts.unwrap().iter().any(|mount| mount.typ == Some(MountType::VOLUME)));
+    }
+
+    #[test]
+    fn holders_are_known_by_their_label() {
+        let home = Home::at("/h");
+        assert_eq!(holder(&owner(&home)[HOLDER]), Some(Process::current()));
+        assert_eq!((holder("x"), holder("1."), holder("")), (None, None, None));
+        assert_ne!(name(), name());
+    }
+}

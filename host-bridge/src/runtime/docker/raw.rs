@@ -1,0 +1,157 @@
+//! Two requests that the engine's library cannot make for us: attach, whose bytes must come and go untouched, and wait,
+//! of which we must know that it stands before the container is started.
+
+use std::{path::Path, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use moat_shared::{plan::AWAITS_STARTUP, secret::Secret};
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::timeout,
+};
+
+use super::engine::EngineError;
+
+/// Of a container that is not started yet.
+pub(super) const NEXT_EXIT: &str = "next-exit";
+/// Of one that was.
+pub(super) const NOT_RUNNING: &str = "not-running";
+
+/// Larger answers are none.
+const ANSWER: usize = 64 * 1024;
+/// For PID 1 to come up.
+const FIRST_WORD: Duration = Duration::from_secs(30);
+
+/// A container's stdin, stdout and stderr.
+#[derive(Debug)]
+pub(super) struct Attached {
+    /// Bytes that have come already.
+    pub(super) first: Vec<u8>,
+    pub(super) from: OwnedReadHalf,
+    pub(super) to: OwnedWriteHalf,
+}
+
+/// Somebody waits for a container's end.
+#[derive(Debug)]
+pub(super) struct Waiting(Response<Incoming>);
+
+/// What a wait ends with.
+#[derive(Debug, Deserialize)]
+struct Exited {
+    #[serde(rename = "StatusCode")]
+    code: i64,
+}
+
+/// What an engine says when it says no.
+#[derive(Debug, Deserialize)]
+struct Said {
+    message: String,
+}
+
+/// Attaches to a container.
+pub(super) async fn attach(socket: &Path, id: &str) -> Result<Attached, EngineError> {
+    const DOING: &str = "attaching to the container";
+    let path = format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1");
+    let response = send(socket, DOING, &path, true).await?;
+    let upgraded = hyper::upgrade::on(response).await.map_err(raw(DOING))?;
+    let parts = upgraded
+        .downcast::<TokioIo<UnixStream>>()
+        .map_err(|_| EngineError::Refused { doing: DOING, message: "another kind of connection".to_owned() })?;
+    let (from, to) = parts.io.into_inner().into_split();
+    Ok(Attached { first: parts.read_buf.to_vec(), from, to })
+}
+
+/// Begins to wait for a container's end. When this returns, the engine waits.
+pub(super) async fn wait(socket: &Path, id: &str, condition: &str) -> Result<Waiting, EngineError> {
+    let path = format!("/containers/{id}/wait?condition={condition}");
+    send(socket, "waiting for the container", &path, false).await.map(Waiting)
+}
+
+impl Waiting {
+    /// The exit code, when there is one.
+    pub(super) async fn code(self) -> Result<u8, EngineError> {
+        const DOING: &str = "waiting for the container";
+        let body = Limited::new(self.0.into_body(), ANSWER).collect().await;
+        let body = body.map_err(|source| EngineError::Raw { doing: DOING, source })?.to_bytes();
+        let exited: Exited = serde_json::from_slice(&body).map_err(raw(DOING))?;
+        Ok(u8::try_from(exited.code).unwrap_or(moat_shared::exit::FAILURE))
+    }
+}
+
+impl Attached {
+    /// Tells PID 1 what to do, through a pipe.
+    pub(super) async fn told(mut self, frame: &Secret<Vec<u8>>) -> Self {
+        if let Err(error) = self.to.write_all(frame.expose()).await {
+            // It has ended already; what it printed says why, and its exit code follows.
+            tracing::info!("PID 1 did not take its plan: {error}");
+        }
+        self
+    }
+
+    /// Tells PID 1 what to do once its terminal is quiet: before that it would echo every byte.
+    pub(super) async fn told_on_a_terminal(mut self, frame: &Secret<Vec<u8>>) -> Result<Self, EngineError> {
+        let silent = || EngineError::Refused {
+            doing: "telling PID 1 what to do",
+            message: format!("it did not say that it is ready within {} s", FIRST_WORD.as_secs()),
+        };
+        let waiting = async {
+            loop {
+                if let Some(at) = memchr::memmem::find(&self.first, AWAITS_STARTUP) {
+                    self.first.drain(at..at + AWAITS_STARTUP.len());
+                    return true;
+                }
+                // The end: what it printed says why.
+                if self.first.len() > ANSWER || !matches!(self.from.read_buf(&mut self.first).await, Ok(1..)) {
+                    return false;
+                }
+            }
+        };
+        match timeout(FIRST_WORD, waiting).await {
+            Ok(true) => Ok(self.told(frame).await),
+            Ok(false) => Ok(self),
+            Err(_) => Err(silent()),
+        }
+    }
+}
+
+async fn send(
+    socket: &Path,
+    doing: &'static str,
+    path: &str,
+    upgrade: bool,
+) -> Result<Response<Incoming>, EngineError> {
+    let stream = UnixStream::connect(socket).await.map_err(raw(doing))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(raw(doing))?;
+    // It ends with the response's body, or hands its stream over.
+    tokio::spawn(connection.with_upgrades());
+    let mut request = Request::builder().method(Method::POST).uri(path).header(header::HOST, "engine");
+    if upgrade {
+        request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(raw(doing))?;
+    let response = sender.send_request(request).await.map_err(raw(doing))?;
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS if upgrade => return Ok(response),
+        StatusCode::OK if !upgrade => return Ok(response),
+        StatusCode::NOT_FOUND => return Err(EngineError::Gone),
+        _ => {}
+    }
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER).collect().await;
+    let body = body.map_err(|source| EngineError::Raw { doing, source })?.to_bytes();
+    let said = serde_json::from_slice::<Said>(&body).map(|said| said.message);
+    Err(EngineError::Refused { doing, message: said.unwrap_or_else(|_| status.to_string()) })
+}
+
+fn raw<E: std::error::Error + Send + Sync + 'static>(doing: &'static str) -> impl Fn(E) -> EngineError {
+    move |error| EngineError::Raw { doing, source: Box::new(error) }
+}

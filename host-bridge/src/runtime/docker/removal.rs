@@ -1,0 +1,97 @@
+//! That no container is left: by whoever made it, and by the bridge when that one has died.
+
+use std::{path::{Path, PathBuf}, thread, time::Duration};
+
+use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
+
+use super::{
+    container::{HOLDER, HOME, holder},
+    engine::{self, Engine, EngineError},
+};
+use crate::home::Home;
+
+/// Longer nobody waits for an engine that does not answer; the bridge tries again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A container that is removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Removal {
+    id: String,
+    socket: PathBuf,
+    needed: bool,
+}
+
+impl Removal {
+    pub(super) fn of(engine: &Engine, id: String) -> Self {
+        Self { id, socket: engine.socket.clone(), needed: true }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The container has ended, and the engine removes it by itself.
+    pub(super) fn not_needed(&mut self) {
+        self.needed = false;
+    }
+}
+
+impl Drop for Removal {
+    /// In a thread with a runtime of its own: this may be dropped anywhere, also while another runtime ends.
+    fn drop(&mut self) {
+        if !self.needed {
+            return;
+        }
+        let (id, socket) = (self.id.clone(), self.socket.clone());
+        let remove = move || {
+            let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let removed = tokio.block_on(tokio::time::timeout(PATIENCE, async {
+                remove(&Engine::at(&socket).await?, &id).await
+            }));
+            match removed {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("container {id} was not removed: {error}"),
+                Err(_) => tracing::warn!("container {id} was not removed: its engine does not answer"),
+            }
+            std::io::Result::Ok(())
+        };
+        let removing = thread::Builder::new().name("removal".into()).spawn(remove);
+        let done = removing.map(|thread| thread.join().is_ok());
+        if !matches!(done, Ok(true)) {
+            tracing::warn!("container {} was not removed", self.id);
+        }
+    }
+}
+
+/// By force, with its anonymous volumes. One that is not there any more, or is being removed, is as good.
+async fn remove(engine: &Engine, id: &str) -> Result<(), EngineError> {
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    match engine.api.remove_container(id, Some(options)).await {
+        Err(error) if !engine::is_over(&error) => {
+            Err(EngineError::Asking { doing: "removing a container", source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes the containers of this installation whose holders have died. Returns how many there were.
+pub(crate) async fn sweep(socket: &Path, home: &Home) -> Result<usize, EngineError> {
+    let engine = Engine::at(socket).await?;
+    let ours = format!("{HOME}={}", home.root().display());
+    let options = ListContainersOptionsBuilder::new()
+        .all(true)
+        .filters(&std::collections::HashMap::from([("label", vec![ours.as_str()])]))
+        .build();
+    let listed = engine.api.list_containers(Some(options)).await;
+    let listed = listed.map_err(|source| EngineError::Asking { doing: "listing containers", source })?;
+    let mut removed = 0;
+    for container in listed {
+        let labels = container.labels.unwrap_or_default();
+        let dead = labels.get(HOLDER).and_then(|text| holder(text)).is_none_or(|holder| !holder.is_alive());
+        if let (true, Some(id)) = (dead, container.id) {
+            remove(&engine, &id).await?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
