@@ -4,6 +4,7 @@
 //! run                      one JoinSet; nothing is spawned elsewhere
 //! ├── records              outlives all others
 //! ├── registry
+//! ├── left behind
 //! ├── tunnels
 //! │   └── tunnel × runs ── stream × in flight
 //! └── control
@@ -13,6 +14,7 @@
 //! deadline, what is left is dropped, records are written. Runs stay registered: the next bridge serves them.
 
 mod door;
+mod left_behind;
 pub(crate) mod lock;
 pub(crate) mod log;
 
@@ -38,6 +40,7 @@ use tokio::{
     time::timeout,
 };
 
+use self::left_behind::LeftBehind;
 use crate::{
     control::server::{Control, State},
     env::Environment,
@@ -74,6 +77,7 @@ pub(crate) struct Bridge {
     owner: Owner,
     renewer: Renewer,
     writer: Writer,
+    left_behind: LeftBehind,
     sockets: [PathBuf; 2],
     idle: Duration,
     /// Dropped last.
@@ -148,7 +152,8 @@ impl Bridge {
         let lock = lock::Lock::take(&home).await?;
         let authority = Authority::open(&home)?;
         let (recorder, writer) = Recorder::with_writer(home.clone());
-        let (registry, notices, owner) = Owner::restore(&home, recorder.clone())?;
+        let (left_behind, tell) = LeftBehind::new(home.clone());
+        let (registry, notices, owner) = Owner::restore(&home, recorder.clone(), tell)?;
         let roots = upstream::platform_roots();
         let http = Http::new(roots.clone()).map_err(BindError::Pipeline)?;
         let (renewals, renewer) = renewals(http);
@@ -178,7 +183,7 @@ impl Bridge {
         // The control socket comes last: whoever can connect to it finds everything there.
         let control =
             Control::bind(&sockets[0], Arc::clone(&state)).map_err(failed("listening at", &sockets[0]))?;
-        Ok(Self { state, control, tunnels, owner, renewer, writer, sockets, idle, _lock: lock })
+        Ok(Self { state, control, tunnels, owner, renewer, writer, left_behind, sockets, idle, _lock: lock })
     }
 
     /// Serves until a request, `signal` or idleness ends it.
@@ -195,6 +200,8 @@ impl Bridge {
         // A renewal that is under way is finished: its answer is worth more than the time.
         let mut flights = JoinSet::new();
         flights.spawn(self.renewer.run());
+        let mut sweeper = JoinSet::new();
+        sweeper.spawn(self.left_behind.run());
         let mut doors = JoinSet::new();
         doors.spawn(self.tunnels.run(guard.clone()));
         doors.spawn(self.control.run(guard));
@@ -224,6 +231,7 @@ impl Bridge {
             }
         }
         doors.shutdown().await;
+        sweeper.shutdown().await;
         // With the last handles gone the registry and then the writer come to their end by themselves.
         drop((registry, self.state));
         let landed = timeout(FLIGHTS, async { while flights.join_next().await.is_some() {} });

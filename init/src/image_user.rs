@@ -38,6 +38,7 @@ pub(crate) fn settle(plan: &mut Plan) -> Result<(), UserError> {
     let Some(spec) = plan.image_user.take() else { return Ok(()) };
     let tables = Tables { passwd: read("/etc/passwd")?, group: read("/etc/group")? };
     let own = Ids { uid: unistd::geteuid().as_raw(), gid: unistd::getegid().as_raw() };
+    let own = (!may_change_users()).then_some(own);
     let given = plan.env.get("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     (plan.user, plan.relay_user) = tables.users(&spec, own)?;
     plan.user.home = given.unwrap_or_else(|| plan.user.home.clone());
@@ -45,6 +46,15 @@ pub(crate) fn settle(plan: &mut Plan) -> Result<(), UserError> {
         plan.user.home = OTHER_HOME.into();
     }
     Ok(())
+}
+
+/// Can PID 1 make processes of other users? Root without its capabilities cannot either.
+fn may_change_users() -> bool {
+    const SETGID_AND_SETUID: u64 = 1 << 6 | 1 << 7;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0);
+    effective & SETGID_AND_SETUID == SETGID_AND_SETUID
 }
 
 /// A file's text; nothing where there is none, as in an image made from scratch.
@@ -91,9 +101,9 @@ struct Entry {
 }
 
 impl Tables {
-    /// The agent and the relay, for PID 1 with these ids. One that is not root can be nobody else, and its relay neither.
-    fn users(&self, spec: &str, own: Ids) -> Result<(User, Ids), UserError> {
-        if own.uid != 0 {
+    /// The agent and the relay. `own`: everybody is who PID 1 is.
+    fn users(&self, spec: &str, own: Option<Ids>) -> Result<(User, Ids), UserError> {
+        if let Some(own) = own {
             let entry = self.entry(|entry| entry.ids.uid == own.uid);
             return Ok((user(entry, own), own));
         }
@@ -152,7 +162,6 @@ mod tests {
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# no entry\nbroken:x\nnode:x:1000:1001::/home/node:/bin/sh\n\
                           77:x:78:79::/home/digits:/bin/sh\nodd:x:64642:1::relative:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nstaff:x:50:node\n";
-    const ROOT: Ids = Ids { uid: 0, gid: 0 };
 
     fn tables() -> Tables {
         Tables { passwd: PASSWD.to_owned(), group: GROUP.to_owned() }
@@ -169,8 +178,8 @@ mod tests {
     #[test_case("odd" => "odd 64642:1 / relay 64643"; "never the relay's uid, never a relative home")]
     #[test_case("nobody" => "the image's user \"nobody\" is not in its /etc/passwd"; "an unknown name")]
     #[test_case("node:wheel" => "the image's group \"wheel\" is not in its /etc/group"; "an unknown group")]
-    fn of_root(spec: &str) -> String {
-        match tables().users(spec, ROOT) {
+    fn with_capabilities(spec: &str) -> String {
+        match tables().users(spec, None) {
             Ok((User { ids, name, home }, relay)) => {
                 format!("{name} {}:{} {} relay {}", ids.uid, ids.gid, home.display(), relay.uid)
             }
@@ -179,17 +188,17 @@ mod tests {
     }
 
     #[test]
-    fn without_root_everybody_is_who_pid_1_is() {
+    fn without_capabilities_everybody_is_who_pid_1_is() {
         let own = Ids { uid: 1000, gid: 5 };
-        let (user, relay) = tables().users("root", own).unwrap();
+        let (user, relay) = tables().users("root", Some(own)).unwrap();
         assert_eq!((user.ids, user.name.as_str(), relay), (own, "node", own));
     }
 
     #[test]
     fn an_image_from_scratch_has_numbers_only() {
-        let (user, _) = Tables::default().users("1234:5678", ROOT).unwrap();
+        let (user, _) = Tables::default().users("1234:5678", None).unwrap();
         assert_eq!((user.ids, user.home), (Ids { uid: 1234, gid: 5678 }, "/".into()));
-        assert!(Tables::default().users("node", ROOT).is_err());
+        assert!(Tables::default().users("node", None).is_err());
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(crate) fn become_user(ids: Ids) -> Result<(), (Step, io::Error)> {
     let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
 
     sys::empty_bounding_set().map_err(at(Step::BoundingSet))?;
-    leave_groups(gid).map_err(at(Step::Groups))?;
+    leave_groups(uid, gid).map_err(at(Step::Groups))?;
     unistd::setresgid(gid, gid, gid).map_err(|error| (Step::Group, error.into()))?;
     unistd::setresuid(uid, uid, uid).map_err(|error| (Step::User, error.into()))?;
     sys::empty_capability_sets().map_err(at(Step::Capabilities))?;
@@ -54,10 +54,12 @@ pub(crate) fn become_user(ids: Ids) -> Result<(), (Step, io::Error)> {
 }
 
 /// An unprivileged user namespace may forbid setgroups; the groups it then has give access to nothing that the
-/// invoking user has not. A container without a single capability has nothing but the group that it is to keep.
-fn leave_groups(own: Gid) -> io::Result<()> {
+/// invoking user has not. In a container without a capability nobody becomes somebody else: the groups that PID 1 has
+/// are its user's own.
+fn leave_groups(uid: Uid, gid: Gid) -> io::Result<()> {
+    let stays = unistd::geteuid() == uid && unistd::getegid() == gid;
     match unistd::setgroups(&[]) {
-        Err(Errno::EPERM) if unistd::getgroups()?.iter().all(|group| *group == own) => Ok(()),
+        Err(Errno::EPERM) if stays || unistd::getgroups()?.is_empty() => Ok(()),
         Err(Errno::EPERM) if std::fs::read("/proc/self/setgroups")?.starts_with(b"deny") => Ok(()),
         outcome => outcome.map_err(io::Error::from),
     }

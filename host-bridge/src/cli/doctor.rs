@@ -40,6 +40,7 @@ impl Args {
             credentials::look(&context.home, &store, &mut report);
             runtime::look(Path::new("/proc/sys"), nix::unistd::geteuid().is_root(), &mut report);
             runtime::users(&Process { env: &context.env, home: &context.home }, &self.workspace, &mut report);
+            runtime::engines(&context.env, &mut report).await;
             let servers = servers::look(&self.workspace, &store, &mut report);
             servers::reach(&servers, &mut report).await;
             if let Some(status) = &status {

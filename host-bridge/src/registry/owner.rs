@@ -57,6 +57,8 @@ pub(crate) struct Owner {
     /// Each task waits for the end of one hold.
     holds: JoinSet<()>,
     leaving: bool,
+    /// The engines where runs may have left a sandbox behind.
+    left_behind: mpsc::UnboundedSender<PathBuf>,
 }
 
 /// A run that is served.
@@ -101,6 +103,7 @@ impl Owner {
     pub(crate) fn restore(
         home: &Home,
         recorder: Recorder,
+        left_behind: mpsc::UnboundedSender<PathBuf>,
     ) -> Result<(Registry, mpsc::Sender<Notice>, Self), LoadError> {
         let path = home.runs_file();
         let loaded = durable::load(&path)?;
@@ -129,6 +132,7 @@ impl Owner {
             failed: false,
             holds: JoinSet::new(),
             leaving: false,
+            left_behind,
         };
         Ok((Registry { owner }, notify, this))
     }
@@ -297,6 +301,10 @@ impl Owner {
             .filter_map(|entry| entry.is_over().then(|| entry.run.id.clone()))
             .collect();
         for run in over {
+            if let Some(engine) = self.runs.get(&run).and_then(|entry| entry.run.engine.clone()) {
+                // Nobody sweeps: the bridge is leaving, and the next one looks again.
+                let _next_time = self.left_behind.send(engine);
+            }
             self.end(&run, "the process that held it is gone");
             self.due = true;
         }

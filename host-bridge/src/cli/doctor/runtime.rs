@@ -3,7 +3,14 @@
 use std::{fs, path::Path};
 
 use super::{Report, Section};
-use crate::runtime::process::Process;
+use crate::{
+    env::Environment,
+    runtime::{
+        choose::choose,
+        docker::{EngineError, engine::Kind},
+        process::Process,
+    },
+};
 
 const HERE: Section = Section::Runtime;
 
@@ -47,6 +54,35 @@ pub(super) fn look(sysctls: &Path, is_root: bool, report: &mut Report) {
             report.ok(HERE, "process: user namespaces are allowed");
         }
     }
+}
+
+/// Which engines answer, and which runtime a run gets that asks for none.
+pub(super) async fn engines(env: &Environment, report: &mut Report) {
+    for kind in [Kind::Docker, Kind::Podman] {
+        match kind.find(env).await {
+            Ok(engine) => {
+                let name = kind.name();
+                report.ok(
+                    HERE,
+                    format!("{name}: {} {} answers at {}", engine.kind, engine.version, engine.socket.display()),
+                );
+            }
+            // That an engine is not there is no problem: nobody has asked for it.
+            Err(EngineError::NotThere { looked, .. }) => {
+                let found = report.ok(HERE, format!("{}: no engine answers", kind.name()));
+                for place in looked {
+                    found.detail(place);
+                }
+            }
+            Err(error) => {
+                report.error(HERE, &error);
+            }
+        }
+    }
+    match choose(None, env).await {
+        Ok(chosen) => report.ok(HERE, format!("a run that asks for no runtime gets {}", chosen.name())),
+        Err(error) => report.error(HERE, &error),
+    };
 }
 
 /// Says so when relay and agent are one uid.

@@ -16,7 +16,7 @@ struct Rig {
 fn start(home: &Home) -> Rig {
     private_dir(&home.proxy()).unwrap();
     let (recorder, _records) = Recorder::new(1000);
-    let (registry, notices, owner) = Owner::restore(home, recorder).unwrap();
+    let (registry, notices, owner) = Owner::restore(home, recorder, mpsc::unbounded_channel().0).unwrap();
     let count = owner.count();
     let mut task = JoinSet::new();
     task.spawn(owner.run());
@@ -28,6 +28,7 @@ fn wish(holder: Process) -> Register {
     Register {
         name: run.name,
         runtime: run.runtime,
+        engine: run.engine,
         workspace: run.workspace,
         servers: run.servers,
         profile: run.profile,
