@@ -162,10 +162,7 @@ pub(crate) enum RuntimeError {
     #[error("invalid runtime {0:?}: must be 'process', 'docker', 'podman' or 'apple'")]
     Unknown(String),
     #[error("network mode '{mode}' is not supported yet on the {runtime} runtime")]
-    Network {
-        mode: &'static str,
-        runtime: &'static str,
-    },
+    Network { mode: &'static str, runtime: &'static str },
     #[error("no command")]
     NoCommand,
     #[error(transparent)]
@@ -190,7 +187,9 @@ impl Hint for RuntimeError {
             Self::Network { runtime: "process", .. } => {
                 Some("leave network.mode out: the sandbox has no network but lo".into())
             }
-            Self::Network { .. } => Some("network.mode may be 'none', or 'open', which is the default".into()),
+            Self::Network { .. } => {
+                Some("network.mode may be 'none', or 'open', which is the default".into())
+            }
             Self::NoCommand => Some("give one after --, or 'command:' in moat.yaml".into()),
             Self::Engine(error) => error.hint(),
             Self::Refused { hint, .. } => hint.as_deref().map(Cow::from),

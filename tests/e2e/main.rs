@@ -1,11 +1,12 @@
 //! End to end: the real `moat`, its bridge and its sandboxes, with real servers and clients on both sides.
 //!
-//! A test that needs a part which this machine has not is ignored, and one line says so. With
+//! Each test of a sandbox is a row per [`Place`]: namespaces, Docker, podman. A test that needs a part which this machine has not is ignored, and one line says so. With
 //! `MOAT_TESTS_REQUIRE=all` it fails instead.
 #![forbid(unsafe_code)]
 
 mod clients;
 mod conformance;
+mod containers;
 mod door;
 mod eras;
 mod faults;
@@ -26,7 +27,7 @@ mod streaming;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use moat_tests::{Outcome, parts::Part};
+use moat_tests::{Outcome, engine, parts::Part, place::Place};
 
 /// One test.
 struct Test {
@@ -47,8 +48,12 @@ impl Test {
     }
 
     /// The trial of a test that can run.
-    fn trial(&self, name: String, arguments: &Arguments) -> Trial {
+    fn trial(&self, name: String, place: Place, arguments: &Arguments) -> Trial {
         let run = self.run;
+        let run = move || {
+            place.go();
+            run()
+        };
         if !self.ahead || arguments.list || !is_wanted(arguments, &name) {
             return Trial::test(name, move || finished(run()));
         }
@@ -70,6 +75,36 @@ fn is_wanted(arguments: &Arguments, name: &str) -> bool {
     arguments.filter.as_deref().is_none_or(is)
         && !arguments.skip.iter().any(|skip| is(skip))
         && !arguments.ignored
+}
+
+/// Tests of the process runtime alone, each for its reason.
+const PROCESS_ONLY: [&str; 9] = [
+    // Clients of this machine's own file system.
+    "clients::",
+    "conformance::",
+    "eras::",
+    // Minutes of silence, which are the relay's and the bridge's alone.
+    "keep_alive::",
+    // The test's own sandbox, not moat's.
+    "fixtures::",
+    // The host's root file system, read-only, which no container has.
+    "sandbox::the_host_is_read_only",
+    // A container's agent is its image's user; [`containers`] has the same for each kind of user.
+    "sandbox::no_privileges",
+    // Of namespaces in namespaces.
+    "sandbox::orphans_are_reaped_and_nothing_is_left",
+    "preflight::",
+];
+
+/// Where this test is run.
+fn places(name: &str, test: &Test) -> Vec<Place> {
+    // A container's own properties, in each engine.
+    if name.starts_with("containers::") {
+        return vec![Place::Docker, Place::Podman];
+    }
+    let everywhere =
+        test.needs.contains(&Part::Sandbox) && !PROCESS_ONLY.iter().any(|only| name.starts_with(only));
+    if everywhere { Place::ALL.to_vec() } else { vec![Place::Process] }
 }
 
 fn main() -> ExitCode {
@@ -100,31 +135,44 @@ fn main() -> ExitCode {
         ("rules", rules::TESTS),
         ("files", files::TESTS),
         ("sandbox", sandbox::TESTS),
+        ("containers", containers::TESTS),
     ];
     let mut here = Parts::default();
     let (mut trials, mut last) = (Vec::new(), Vec::new());
     for (subject, tests) in subjects {
         for test in tests {
-            let name = format!("{subject}::{}", test.name);
-            let missing = test.needs.iter().find(|&&part| !here.has(part));
-            let trials = if test.ahead { &mut last } else { &mut trials };
-            trials.push(match missing {
-                None => test.trial(name, &arguments),
-                Some(&part) if required && part != Part::Schedule => {
-                    let text = format!("needs {}", part.name());
-                    Trial::test(name, move || Err(Failed::from(text)))
-                }
-                Some(part) => {
-                    if !arguments.list {
-                        say(&format!("skipped: {name}: needs {}", part.name()));
+            let plain = format!("{subject}::{}", test.name);
+            for place in places(&plain, test) {
+                let name =
+                    if place == Place::Process { plain.clone() } else { format!("{}::{plain}", place.name()) };
+                let needs =
+                    test.needs.iter().map(|&part| if part == Part::Sandbox { place.part() } else { part });
+                let missing = needs.into_iter().find(|&part| !here.has(part));
+                let trials = if test.ahead { &mut last } else { &mut trials };
+                trials.push(match missing {
+                    None => test.trial(name, place, &arguments),
+                    Some(part) if required && part != Part::Schedule => {
+                        let text = format!("needs {}", part.name());
+                        Trial::test(name, move || Err(Failed::from(text)))
                     }
-                    Trial::test(name, || Ok(())).with_ignored_flag(true)
-                }
-            });
+                    Some(part) => {
+                        if !arguments.list {
+                            say(&format!("skipped: {name}: needs {}", part.name()));
+                        }
+                        Trial::test(name, || Ok(())).with_ignored_flag(true)
+                    }
+                });
+            }
         }
     }
     trials.append(&mut last);
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let left = engine::stop();
+    if left.is_empty() {
+        return conclusion.exit_code();
+    }
+    say(&format!("left by an engine: {left:?}"));
+    ExitCode::FAILURE
 }
 
 /// What is here, asked once.

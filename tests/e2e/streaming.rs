@@ -183,6 +183,8 @@ fn sampling_and_elicitation_pass() -> Outcome {
 pub(crate) fn carriers(stage: &Stage, inside: &Inside) -> Vec<(i32, String, u64)> {
     let mut family = BTreeSet::from([i32::try_from(inside.pid()).unwrap_or_default()]);
     family.extend(stage.rig.bridge().map(nix::unistd::Pid::as_raw));
+    // A container's PID 1 is nobody's child that we know.
+    family.extend(stage.rig.container_pids());
     let entries = || fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids: Vec<i32> = entries().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     let field = |pid: i32, name: &str| -> Option<String> {

@@ -1,7 +1,7 @@
 //! What tests and the demo are made of: real servers, real clients, the real `moat`, and faults on purpose.
 //!
 //! ```text
-//! Rig ── a throw-away home, the real `moat` binary, its bridge
+//! Rig ── a throw-away home, the real `moat` binary, its bridge; its sandboxes are made in one [`place::Place`]
 //!  ├── Upstream ── an MCP server made with rmcp, or a faulty one, over TLS or plain; records what reached it
 //!  └── Console ── a program inside the sandbox that does what the test says: requests, MCP calls, searches
 //! ```
@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod console;
+pub mod engine;
 pub mod faults;
 pub mod inside;
 pub mod listen;
@@ -16,6 +17,7 @@ pub mod measure;
 pub mod needles;
 pub mod parts;
 pub mod pki;
+pub mod place;
 pub mod rig;
 pub mod seen;
 pub mod suite;

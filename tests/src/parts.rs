@@ -30,6 +30,10 @@ pub enum Part {
     Time,
     /// Many minutes: on a schedule only, whatever else is required.
     Schedule,
+    /// Docker's engine, to be started by hand.
+    Docker,
+    /// podman, the same.
+    Podman,
 }
 
 impl Part {
@@ -48,6 +52,8 @@ impl Part {
             Self::Root => "root",
             Self::Time => "more than two minutes (MOAT_TESTS_LONG=1)",
             Self::Schedule => "more than five minutes (MOAT_TESTS_LONG=1, as .ci/long has it)",
+            Self::Docker => "dockerd, docker, busybox-static, ip, and root",
+            Self::Podman => "podman, docker, busybox-static, and root",
         }
     }
 
@@ -68,8 +74,18 @@ impl Part {
             Self::Time => {
                 ["MOAT_TESTS_LONG", "MOAT_TESTS_REQUIRE"].iter().any(|name| std::env::var_os(name).is_some())
             }
+            Self::Docker => has_engine("dockerd") && succeeds(Command::new("ip").arg("-V")),
+            Self::Podman => has_engine("podman"),
         }
     }
+}
+
+/// An engine, the client that asks it, and what its image is made of.
+fn has_engine(daemon: &str) -> bool {
+    Part::Root.here()
+        && succeeds(Command::new(daemon).arg("--version"))
+        && succeeds(Command::new("docker").arg("--version"))
+        && succeeds(Command::new("busybox").arg("--list"))
 }
 
 /// The compiler answers with a path where it has the file, and with the bare name where it has not.

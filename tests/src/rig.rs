@@ -20,7 +20,10 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Outcome, Trouble, clock::eventually, inside::Inside, pki::Authority, trouble::ensure};
+use crate::{
+    Outcome, Trouble, clock::eventually, engine, inside::Inside, pki::Authority, place::Place,
+    trouble::ensure,
+};
 
 /// How long a command of moat may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,6 +35,8 @@ pub struct Rig {
     mark: String,
     root: TempDir,
     workspace: PathBuf,
+    /// Where its sandboxes are made.
+    place: Place,
     /// Trusted by this rig's bridge alone.
     pub authority: Authority,
     /// More environment for `moat`.
@@ -158,7 +163,13 @@ impl Rig {
         fs::create_dir(root.path().join("user"))?;
         let authority = Authority::new()?;
         authority.write_pem(&root.path().join("ca.pem"))?;
-        Ok(Self { mark, root, workspace, authority, env: BTreeMap::new(), prefix: Vec::new() })
+        let place = Place::here();
+        let mut env = BTreeMap::from([("MOAT_RUNTIME".to_owned(), place.name().to_owned())]);
+        if let Some(engine) = place.engine()? {
+            let variable = if place == Place::Podman { "CONTAINER_HOST" } else { "DOCKER_HOST" };
+            env.insert(variable.to_owned(), engine.host());
+        }
+        Ok(Self { mark, root, workspace, place, authority, env, prefix: Vec::new() })
     }
 
     /// A text that no other rig has.
@@ -185,11 +196,22 @@ impl Rig {
         &self.workspace
     }
 
-    /// Writes the workspace's moat.yaml.
+    /// Writes the workspace's moat.yaml; in a container's, what makes it one comes last.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn config(&self, yaml: &str) -> Outcome {
+        let mut yaml = yaml.to_owned();
+        if self.place != Place::Process {
+            for (key, line) in [
+                ("image:", format!("image: {}\n", engine::IMAGE)),
+                ("network:", "network: {mode: none}\n".into()),
+            ] {
+                if !yaml.lines().any(|line| line.starts_with(key)) {
+                    yaml.push_str(&line);
+                }
+            }
+        }
         Ok(fs::write(self.workspace.join("moat.yaml"), yaml)?)
     }
 
@@ -216,7 +238,6 @@ impl Rig {
             .env("MOAT_HOME", self.home())
             .env("MOAT_KEYRING_BACKEND", "file")
             .env("MOAT_NO_PROMPT", "1")
-            .env("MOAT_RUNTIME", "process")
             .env("SSL_CERT_FILE", self.root.path().join("ca.pem"))
             .envs(&self.env)
             .current_dir(&self.workspace)
@@ -350,6 +371,31 @@ impl Rig {
         Ok(pid)
     }
 
+    /// The containers of this rig.
+    #[must_use]
+    pub fn containers(&self) -> Vec<String> {
+        let engine = self.place.engine().ok().flatten();
+        engine.map(|engine| engine.containers(&self.home()).unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// The first process of each of them, as this machine numbers it.
+    #[must_use]
+    pub fn container_pids(&self) -> Vec<i32> {
+        let Ok(Some(engine)) = self.place.engine() else { return Vec::new() };
+        let pid = |id: String| {
+            engine.client(&["inspect", "-f", "{{.State.Pid}}", &id]).ok()?.out.trim().parse().ok()
+        };
+        self.containers().into_iter().filter_map(pid).collect()
+    }
+
+    /// Its engine, if it has one.
+    ///
+    /// # Errors
+    /// When it is in namespaces.
+    pub fn engine(&self) -> Outcome<&'static engine::Engine> {
+        self.place.engine()?.ok_or_else(|| Trouble::new("namespaces have no engine"))
+    }
+
     /// The processes of this rig.
     #[must_use]
     pub fn processes(&self) -> Vec<Pid> {
@@ -411,7 +457,10 @@ impl Drop for Rig {
         let before: Vec<(Pid, String)> = self.processes().into_iter().map(|pid| (pid, name(pid))).collect();
         let left = self.end();
         let _left_for_the_next_cleaning = fs::remove_dir_all(&self.workspace);
+        let gone = || self.containers().is_empty().then_some(());
+        let containers = eventually("the containers are gone", Duration::from_secs(10), gone);
         if !thread::panicking() {
+            assert!(containers.is_ok(), "containers of the rig are left: {:?}", self.containers());
             let names: Vec<_> =
                 before.iter().filter(|(pid, _)| left.contains(pid)).map(|(_, name)| name).collect();
             assert!(left.is_empty(), "processes of the rig are left: {names:?}");

@@ -78,9 +78,7 @@ impl Shared {
     /// What these flags say.
     pub(crate) fn request(self) -> Result<Request, Failure> {
         if self.keep {
-            super::print::note(
-                "Note: --keep changes nothing: nothing of a sandbox is left",
-            );
+            super::print::note("Note: --keep changes nothing: nothing of a sandbox is left");
         }
         if self.rebuild {
             super::print::note("Note: --rebuild changes nothing: images are built by moat image build");

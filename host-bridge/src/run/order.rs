@@ -91,8 +91,7 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
             config.grants.push(grant);
         }
     }
-    let runtime =
-        wanted(request.runtime.as_deref(), &config).map_err(|error| Failure::from_error(&error))?;
+    let runtime = wanted(request.runtime.as_deref(), &config).map_err(|error| Failure::from_error(&error))?;
     let command = if request.command.is_empty() { config.command.clone() } else { request.command };
     let image = request.image.or_else(|| config.image.clone());
     let image = image.unwrap_or_else(|| own_image(request.agent).to_owned());

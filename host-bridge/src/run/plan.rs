@@ -87,7 +87,12 @@ mod tests {
         };
         let env =
             environment(of([("PATH", "/bin"), ("LANG", "C")]), &host, &of([("TERM", "dumb"), ("X", "1")]));
-        assert_eq!(env.into_iter().collect::<Vec<_>>(), of([("PATH", "/bin"), ("LANG", "C")])
-            .into_iter().chain(of([("TERM", "dumb"), ("X", "1")])).collect::<Vec<_>>());
+        assert_eq!(
+            env.into_iter().collect::<Vec<_>>(),
+            of([("PATH", "/bin"), ("LANG", "C")])
+                .into_iter()
+                .chain(of([("TERM", "dumb"), ("X", "1")]))
+                .collect::<Vec<_>>()
+        );
     }
 }

@@ -74,7 +74,9 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
     let (view, engine) = (created.view(), created.engine());
     // The sandbox comes into being while the run is registered. Nothing happens in it before PID 1 is told what.
     let built = created.build().map_err(|error| Failure::from_error(&error))?;
-    let Some((client, id, identity)) = register(&order, runtime.name(), engine, context, &mut signals).await? else {
+    let Some((client, id, identity)) =
+        register(&order, runtime.name(), engine, context, &mut signals).await?
+    else {
         return Ok(exit::from_signal(INTERRUPTED));
     };
     let session = Session { order, context, client, id, interactive: size.is_some() };
@@ -324,7 +326,10 @@ impl Session<'_> {
                 deadline = Some(Instant::now() + PATIENCE);
                 record.stopping(home).map_err(|error| Failure::from_error(&error))?;
             }
-            running.signal(stop).await.map_err(|error| Failure::new(format!("stopping the sandbox: {error}")))?;
+            running
+                .signal(stop)
+                .await
+                .map_err(|error| Failure::new(format!("stopping the sandbox: {error}")))?;
         }
     }
 

@@ -26,7 +26,9 @@ use std::{
 
 use bollard::{
     models::ContainerCreateBody,
-    query_parameters::{CreateContainerOptionsBuilder, KillContainerOptionsBuilder, UploadToContainerOptionsBuilder},
+    query_parameters::{
+        CreateContainerOptionsBuilder, KillContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+    },
 };
 use moat_shared::{
     endpoint::{Dialler, Endpoint},
@@ -141,7 +143,11 @@ impl super::Created for Created {
 }
 
 /// Makes the container and puts the sidecar in. What is dropped on the way is removed.
-async fn make(engine: Engine, body: ContainerCreateBody, sidecar: &'static [u8]) -> Result<Removal, EngineError> {
+async fn make(
+    engine: Engine,
+    body: ContainerCreateBody,
+    sidecar: &'static [u8],
+) -> Result<Removal, EngineError> {
     let options = CreateContainerOptionsBuilder::new().name(&container::name()).build();
     let created = engine.api.create_container(Some(options), body).await;
     let id = created.map_err(|source| EngineError::Asking { doing: "making the container", source })?.id;
@@ -150,7 +156,8 @@ async fn make(engine: Engine, body: ContainerCreateBody, sidecar: &'static [u8])
     let options = UploadToContainerOptionsBuilder::new().path(archive::AT).build();
     let uploaded =
         engine.api.upload_to_container(removal.id(), Some(options), bollard::body_full(archive.into())).await;
-    uploaded.map_err(|source| EngineError::Asking { doing: "putting the sidecar into the container", source })?;
+    uploaded
+        .map_err(|source| EngineError::Asking { doing: "putting the sidecar into the container", source })?;
     Ok(removal)
 }
 

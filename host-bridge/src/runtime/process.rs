@@ -47,11 +47,11 @@ use self::spec::{Report, Spec};
 use super::{Io, Order, Runtime, RuntimeError, View, Window};
 use crate::{config::NetworkMode, env::Environment, home::Home};
 
+use self::sys::set_size;
 pub(crate) use self::{
     builder::{Descriptors, main as build},
     sys::{Size, size},
 };
-use self::sys::set_size;
 
 /// Makes sandboxes of namespaces.
 #[derive(Debug)]
@@ -380,6 +380,9 @@ mod tests {
             ("PATH", "/home/alice/bin:/opt/node/bin:/usr/bin:relative:/data/alice/bin"),
             ("HOME", "/data/alice"),
         ]);
-        assert_eq!(inside_path(&host), "/opt/node/bin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin:/bin");
+        assert_eq!(
+            inside_path(&host),
+            "/opt/node/bin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin:/bin"
+        );
     }
 }

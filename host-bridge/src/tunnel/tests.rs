@@ -111,7 +111,8 @@ impl Rig {
         private_dir(&home.tunnel_dir()).unwrap();
         let authority = Authority::open(&home).unwrap();
         let (recorder, _) = Recorder::new(100);
-        let (registry, _notices, owner) = Owner::restore(&home, recorder, tokio::sync::mpsc::unbounded_channel().0).unwrap();
+        let (registry, _notices, owner) =
+            Owner::restore(&home, recorder, tokio::sync::mpsc::unbounded_channel().0).unwrap();
         let door = Fake::default();
         let busy = Arc::clone(&door.busy);
         let socket = home.tunnel_socket();

@@ -64,7 +64,12 @@ pub(super) async fn engines(env: &Environment, report: &mut Report) {
                 let name = kind.name();
                 report.ok(
                     HERE,
-                    format!("{name}: {} {} answers at {}", engine.kind, engine.version, engine.socket.display()),
+                    format!(
+                        "{name}: {} {} answers at {}",
+                        engine.kind,
+                        engine.version,
+                        engine.socket.display()
+                    ),
                 );
             }
             // That an engine is not there is no problem: nobody has asked for it.

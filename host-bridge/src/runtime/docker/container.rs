@@ -91,7 +91,9 @@ fn host(order: &Order, tunnel_dir: &Path) -> HostConfig {
         bind(&order.workspace, Path::new(WORKSPACE), false),
         bind(tunnel_dir, &Path::new(OWN).join("tunnel"), true),
     ];
-    mounts.extend(order.mounts.iter().map(|Mount { source, target, read_only }| bind(source, target, *read_only)));
+    mounts.extend(
+        order.mounts.iter().map(|Mount { source, target, read_only }| bind(source, target, *read_only)),
+    );
     if options.read_only {
         mounts.push(EngineMount {
             target: Some(OWN.to_owned()),
@@ -130,7 +132,8 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> EngineMount {
 
 /// A run's name may have what a host name must not.
 fn hostname(name: &str) -> String {
-    let text: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    let text: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
     text.trim_matches('-').to_owned()
 }
 
@@ -170,7 +173,8 @@ mod tests {
         assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
         assert_eq!(host.network_mode, None, "the engine's own");
         assert_eq!(host.auto_remove, Some(true));
-        let mounts: Vec<_> = host.mounts.unwrap().into_iter().map(|m| (m.target.unwrap(), m.read_only)).collect();
+        let mounts: Vec<_> =
+            host.mounts.unwrap().into_iter().map(|m| (m.target.unwrap(), m.read_only)).collect();
         let wanted = [("/workspace", false), ("/.moat/tunnel", true), ("/lib2", true)];
         assert_eq!(mounts, wanted.map(|(target, read_only)| (target.to_owned(), Some(read_only))));
         assert_eq!(body.hostname.as_deref(), Some("brave-otter-1"));

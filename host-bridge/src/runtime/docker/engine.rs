@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::env::Environment;
 
 /// How long an engine may take to say that it is there.
-const ANSWER: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(10);
 /// How long one may take to do what it was asked.
 const WORK: u64 = 120;
 /// Pauses while an engine is away.
@@ -202,7 +202,10 @@ impl Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("socket", &self.socket).field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("socket", &self.socket)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }
 

@@ -121,8 +121,12 @@ mod tests {
     #[test_case(&[], &[], &[], false => "nothing"; "nothing to start")]
     fn what_is_started(entrypoint: &[&str], cmd: &[&str], command: &[&str], is_agent: bool) -> String {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        let image =
-            Image { entrypoint: words(entrypoint), cmd: words(cmd), directory: "/app".into(), ..Image::default() };
+        let image = Image {
+            entrypoint: words(entrypoint),
+            cmd: words(cmd),
+            directory: "/app".into(),
+            ..Image::default()
+        };
         let order = order(command, is_agent);
         let Ok(command) = image.command(&order) else { return "nothing".into() };
         let place = image.directory(&order).map_or("workspace".into(), |path| path.display().to_string());

@@ -63,9 +63,10 @@ pub(super) async fn attach(socket: &Path, id: &str) -> Result<Attached, EngineEr
     let path = format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1");
     let response = send(socket, DOING, &path, true).await?;
     let upgraded = hyper::upgrade::on(response).await.map_err(raw(DOING))?;
-    let parts = upgraded
-        .downcast::<TokioIo<UnixStream>>()
-        .map_err(|_| EngineError::Refused { doing: DOING, message: "another kind of connection".to_owned() })?;
+    let parts = upgraded.downcast::<TokioIo<UnixStream>>().map_err(|_| EngineError::Refused {
+        doing: DOING,
+        message: "another kind of connection".to_owned(),
+    })?;
     let (from, to) = parts.io.into_inner().into_split();
     Ok(Attached { first: parts.read_buf.to_vec(), from, to })
 }
@@ -110,7 +111,8 @@ impl Attached {
                     return true;
                 }
                 // The end: what it printed says why.
-                if self.first.len() > ANSWER || !matches!(self.from.read_buf(&mut self.first).await, Ok(1..)) {
+                if self.first.len() > ANSWER || !matches!(self.from.read_buf(&mut self.first).await, Ok(1..))
+                {
                     return false;
                 }
             }

@@ -53,7 +53,13 @@ impl Stream {
     }
 
     /// Stdin one way, stdout and stderr the other.
-    pub(super) async fn pipes(mut self, first: Attached, stdin: UnixStream, stdout: UnixStream, stderr: UnixStream) {
+    pub(super) async fn pipes(
+        mut self,
+        first: Attached,
+        stdin: UnixStream,
+        stdout: UnixStream,
+        stderr: UnixStream,
+    ) {
         let (mut from_user, _) = stdin.into_split();
         let ((_, mut out), (_, mut err)) = (stdout.into_split(), stderr.into_split());
         let mut attached = Some(first);
@@ -100,7 +106,10 @@ impl Stream {
 }
 
 /// Runs until the container's side ends; the user's may end before.
-async fn one_way(outward: impl Future<Output = io::Result<()>>, inward: impl Future<Output = io::Result<()>>) {
+async fn one_way(
+    outward: impl Future<Output = io::Result<()>>,
+    inward: impl Future<Output = io::Result<()>>,
+) {
     let inward = async {
         if let Err(error) = inward.await {
             tracing::debug!("the sandbox's stdin: {error}");
