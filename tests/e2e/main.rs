@@ -143,8 +143,11 @@ fn main() -> ExitCode {
         for test in tests {
             let plain = format!("{subject}::{}", test.name);
             for place in places(&plain, test) {
-                let name =
-                    if place == Place::Process { plain.clone() } else { format!("{}::{plain}", place.name()) };
+                let name = if place == Place::Process {
+                    plain.clone()
+                } else {
+                    format!("{}::{plain}", place.name())
+                };
                 let needs =
                     test.needs.iter().map(|&part| if part == Part::Sandbox { place.part() } else { part });
                 let missing = needs.into_iter().find(|&part| !here.has(part));

@@ -2,7 +2,11 @@
 //!
 //! An engine that does not answer is asked again until it does.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -54,7 +58,7 @@ impl LeftBehind {
         }
     }
 
-    async fn sweep(&self, engine: &PathBuf) -> bool {
+    async fn sweep(&self, engine: &Path) -> bool {
         match timeout(PATIENCE, removal::sweep(engine, &self.home)).await {
             Ok(Ok(0)) => true,
             Ok(Ok(removed)) => {

@@ -38,7 +38,7 @@ use moat_shared::{
 use nix::sys::signal::Signal;
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::JoinSet,
 };
 
 use self::{image::Image, removal::Removal, stream::Stream};
@@ -75,7 +75,7 @@ pub(crate) struct Created {
 pub(crate) struct Building {
     engine: Engine,
     terminal: Option<Size>,
-    container: JoinHandle<Result<Removal, EngineError>>,
+    container: JoinSet<Result<Removal, EngineError>>,
 }
 
 /// PID 1 runs in it.
@@ -85,7 +85,8 @@ pub(crate) struct Running {
     id: String,
     /// Its exit code, once it has ended.
     ended: watch::Receiver<Option<u8>>,
-    tasks: Vec<JoinHandle<()>>,
+    /// What comes and goes, and the wait for the end; over with this.
+    _tasks: JoinSet<()>,
     removal: Removal,
 }
 
@@ -137,7 +138,8 @@ impl super::Created for Created {
         let sidecar = super::embed::sidecar()?;
         let terminal = self.order.terminal;
         let engine = self.engine.clone();
-        let container = tokio::spawn(make(self.engine, self.body, sidecar));
+        let mut container = JoinSet::new();
+        container.spawn(make(self.engine, self.body, sidecar));
         Ok(Building { engine, terminal, container })
     }
 }
@@ -165,8 +167,10 @@ impl super::Built for Building {
     type Running = Running;
 
     async fn start(self, startup: &Startup) -> Result<(Running, Io), RuntimeError> {
-        let Self { engine, terminal, container } = self;
-        let removal = container.await.map_err(|error| EngineError::Archive(io::Error::other(error)))??;
+        let Self { engine, terminal, mut container } = self;
+        let made = container.join_next().await.transpose();
+        let made = made.map_err(|error| EngineError::Archive(io::Error::other(error)))?;
+        let removal = made.ok_or(EngineError::Gone)??;
         let id = removal.id().to_owned();
         let frame = framed(startup).map_err(|error| EngineError::Archive(error.into()))?;
         // Both are there before it can end.
@@ -176,7 +180,8 @@ impl super::Built for Building {
         started.map_err(|source| EngineError::Asking { doing: "starting the container", source })?;
 
         let (told, ended) = watch::channel(None);
-        let mut tasks = vec![tokio::spawn(watch_end(engine.clone(), id.clone(), waiting, told))];
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch_end(engine.clone(), id.clone(), waiting, told));
         let stream = Stream { engine: engine.clone(), id: id.clone(), ended: ended.clone() };
         let io = match terminal {
             Some(size) => {
@@ -184,19 +189,19 @@ impl super::Built for Building {
                 stream.resize(size).await;
                 let attached = attached.told_on_a_terminal(&frame).await?;
                 let (bytes, theirs) = pair()?;
-                tasks.push(tokio::spawn(stream.clone().terminal(attached, theirs)));
+                tasks.spawn(stream.clone().terminal(attached, theirs));
                 let (window, sizes) = mpsc::unbounded_channel();
-                tasks.push(tokio::spawn(stream.resizes(sizes)));
+                tasks.spawn(stream.resizes(sizes));
                 Io::Terminal { bytes: bytes.into(), window: Box::new(Pane(window)) }
             }
             None => {
                 let attached = attached.told(&frame).await;
                 let ((stdin, to), (stdout, out), (stderr, err)) = (pair()?, pair()?, pair()?);
-                tasks.push(tokio::spawn(stream.pipes(attached, to, out, err)));
+                tasks.spawn(stream.pipes(attached, to, out, err));
                 Io::Pipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
             }
         };
-        Ok((Running { engine, id, ended, tasks, removal }, io))
+        Ok((Running { engine, id, ended, _tasks: tasks, removal }, io))
     }
 }
 
@@ -276,16 +281,6 @@ impl super::Running for Running {
         // The engine removes what has ended.
         self.removal.not_needed();
         Ok(code)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            if !task.is_finished() && self.ended.borrow().is_none() {
-                task.abort();
-            }
-        }
     }
 }
 

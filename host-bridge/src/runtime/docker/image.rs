@@ -129,7 +129,8 @@ mod tests {
         };
         let order = order(command, is_agent);
         let Ok(command) = image.command(&order) else { return "nothing".into() };
-        let place = image.directory(&order).map_or("workspace".into(), |path| path.display().to_string());
+        let place =
+            image.directory(&order).map_or_else(|| "workspace".into(), |path| path.display().to_string());
         format!("{} in {place}", command.join(" "))
     }
 

@@ -1,7 +1,11 @@
 //! Two requests that the engine's library cannot make for us: attach, whose bytes must come and go untouched, and wait,
 //! of which we must know that it stands before the container is started.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -41,8 +45,15 @@ pub(super) struct Attached {
 }
 
 /// Somebody waits for a container's end.
-#[derive(Debug)]
-pub(super) struct Waiting(Response<Incoming>);
+pub(super) struct Waiting(Answer);
+
+/// An answer whose body, or what comes after it, is still to come; and what makes it come.
+struct Answer {
+    response: Response<Incoming>,
+    connection: Connection,
+}
+
+type Connection = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// What a wait ends with.
 #[derive(Debug, Deserialize)]
@@ -61,8 +72,8 @@ struct Said {
 pub(super) async fn attach(socket: &Path, id: &str) -> Result<Attached, EngineError> {
     const DOING: &str = "attaching to the container";
     let path = format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1");
-    let response = send(socket, DOING, &path, true).await?;
-    let upgraded = hyper::upgrade::on(response).await.map_err(raw(DOING))?;
+    let Answer { response, mut connection } = send(socket, DOING, &path, true).await?;
+    let upgraded = driven(&mut connection, hyper::upgrade::on(response)).await.map_err(raw(DOING))?;
     let parts = upgraded.downcast::<TokioIo<UnixStream>>().map_err(|_| EngineError::Refused {
         doing: DOING,
         message: "another kind of connection".to_owned(),
@@ -81,8 +92,7 @@ impl Waiting {
     /// The exit code, when there is one.
     pub(super) async fn code(self) -> Result<u8, EngineError> {
         const DOING: &str = "waiting for the container";
-        let body = Limited::new(self.0.into_body(), ANSWER).collect().await;
-        let body = body.map_err(|source| EngineError::Raw { doing: DOING, source })?.to_bytes();
+        let body = self.0.body(DOING).await?;
         let exited: Exited = serde_json::from_slice(&body).map_err(raw(DOING))?;
         Ok(u8::try_from(exited.code).unwrap_or(moat_shared::exit::FAILURE))
     }
@@ -125,33 +135,50 @@ impl Attached {
     }
 }
 
-async fn send(
-    socket: &Path,
-    doing: &'static str,
-    path: &str,
-    upgrade: bool,
-) -> Result<Response<Incoming>, EngineError> {
+impl Answer {
+    async fn body(mut self, doing: &'static str) -> Result<Bytes, EngineError> {
+        let body = Limited::new(self.response.into_body(), ANSWER).collect();
+        let body = driven(&mut self.connection, body).await;
+        Ok(body.map_err(|source| EngineError::Raw { doing, source })?.to_bytes())
+    }
+}
+
+async fn send(socket: &Path, doing: &'static str, path: &str, upgrade: bool) -> Result<Answer, EngineError> {
     let stream = UnixStream::connect(socket).await.map_err(raw(doing))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(raw(doing))?;
-    // It ends with the response's body, or hands its stream over.
-    tokio::spawn(connection.with_upgrades());
+    let mut connection: Connection = Box::pin(connection.with_upgrades());
     let mut request = Request::builder().method(Method::POST).uri(path).header(header::HOST, "engine");
     if upgrade {
         request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(raw(doing))?;
-    let response = sender.send_request(request).await.map_err(raw(doing))?;
-    match response.status() {
-        StatusCode::SWITCHING_PROTOCOLS if upgrade => return Ok(response),
-        StatusCode::OK if !upgrade => return Ok(response),
-        StatusCode::NOT_FOUND => return Err(EngineError::Gone),
-        _ => {}
-    }
+    let response = driven(&mut connection, sender.send_request(request)).await.map_err(raw(doing))?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER).collect().await;
-    let body = body.map_err(|source| EngineError::Raw { doing, source })?.to_bytes();
-    let said = serde_json::from_slice::<Said>(&body).map(|said| said.message);
-    Err(EngineError::Refused { doing, message: said.unwrap_or_else(|_| status.to_string()) })
+    let answer = Answer { response, connection };
+    match status {
+        StatusCode::SWITCHING_PROTOCOLS if upgrade => Ok(answer),
+        StatusCode::OK if !upgrade => Ok(answer),
+        StatusCode::NOT_FOUND => Err(EngineError::Gone),
+        _ => {
+            let said = serde_json::from_slice::<Said>(&answer.body(doing).await?).map(|said| said.message);
+            Err(EngineError::Refused { doing, message: said.unwrap_or_else(|_| status.to_string()) })
+        }
+    }
+}
+
+/// Work that a connection has to be driven for. The connection may end first: what it brought is still there.
+async fn driven<T>(connection: &mut Connection, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    let ended = tokio::select! {
+        biased;
+        done = &mut work => return done,
+        ended = connection.as_mut() => ended,
+    };
+    if let Err(error) = ended {
+        tracing::debug!("the engine's connection: {error}");
+    }
+    *connection = Box::pin(std::future::pending());
+    work.await
 }
 
 fn raw<E: std::error::Error + Send + Sync + 'static>(doing: &'static str) -> impl Fn(E) -> EngineError {
