@@ -102,7 +102,7 @@ fn bodies() -> Outcome {
     let stage = Stage::new()?;
     let inside = stage.rig.console()?;
     // Numbers as they were written, keys in their order, spaces, escapes: nothing was written anew.
-    let odd = "\n {\"params\" : {\"b\":1.50,\"a\":1e2, \"\\u0041\":\"\\/ \\u00fc\"},\t\"method\":\"x\",\"id\":7,\"jsonrpc\":\"2.0\"} \n";
+    let odd = "\n {\"params\" : {\"b\":1.50,\"a\":1e2, \"\\u0063\":\"\\/ \\u00fc\"},\t\"method\":\"x\",\"id\":7,\"jsonrpc\":\"2.0\"} \n";
     for request in [fault("ok"), Request::rpc("/mcp/open/ok", 7, "x")] {
         let answer = inside.answer(&request.body(Body::Text(odd.to_owned())))?;
         ensure(answer.status == 200, || format!("{answer:?}"))?;

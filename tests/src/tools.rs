@@ -37,7 +37,10 @@ pub fn service(name: &str) -> Service {
     let config = StreamableHttpServerConfig::default()
         .with_sse_keep_alive(None)
         .with_max_request_body_bytes(128 << 20);
-    StreamableHttpService::new(move || Ok(tools.clone()), Arc::new(LocalSessionManager::default()), config)
+    let mut sessions = LocalSessionManager::default();
+    // By itself it ends a session in which nothing is said for five minutes, also while a call runs.
+    sessions.session_config.keep_alive = None;
+    StreamableHttpService::new(move || Ok(tools.clone()), Arc::new(sessions), config)
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

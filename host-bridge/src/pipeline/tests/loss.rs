@@ -89,7 +89,7 @@ async fn an_answered_stream_may_end_as_it_likes() {
 #[test_case("get", End::Clean => true; "get, clean")]
 #[test_case("listen", End::Cut => false; "r24 listen, cut")]
 #[tokio::test]
-async fn t3_a_stream_that_nobody_waits_for(kind: &str, end: End) -> bool {
+async fn r24_t3_a_stream_that_nobody_waits_for(kind: &str, end: End) -> bool {
     let upstream = stream(SSE, &[PROGRESS], end).await;
     let request = match kind {
         "get" => get(),
