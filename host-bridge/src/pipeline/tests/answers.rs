@@ -212,7 +212,7 @@ async fn r19_an_upstream_that_hangs() {
     .await;
     let patience = Patience { connect: Duration::from_secs(5), first_byte: Duration::from_millis(100) };
     let mut rig = Rig::with(rustls::RootCertStore::empty(), patience);
-    let response = rig.send(&upstream.url(), post(CALL)).await;
+    let response = within(rig.send(&upstream.url(), post(CALL))).await;
     assert_eq!(response.status(), 504);
     let (id, _, kind, _) = error_in(response).await;
     assert_eq!((id.as_str(), kind.as_str()), (Some("c-1"), "upstream_timeout"));

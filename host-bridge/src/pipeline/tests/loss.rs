@@ -85,11 +85,12 @@ async fn an_answered_stream_may_end_as_it_likes() {
     assert_eq!(text(response).await.unwrap(), format!("{PROGRESS}{RESPONSE}"));
 }
 
-#[test_case("get", End::Cut => false; "t3 get, cut")]
-#[test_case("get", End::Clean => true; "get, clean")]
-#[test_case("listen", End::Cut => false; "r24 listen, cut")]
+#[test_case("get", End::Cut => None; "t3 get, cut")]
+#[test_case("get", End::Clean => Some(PROGRESS.to_owned()); "get, clean")]
+#[test_case("listen", End::Cut => None; "r24 listen, cut")]
+#[test_case("listen", End::Clean => Some(PROGRESS.to_owned()); "r24 listen, clean")]
 #[tokio::test]
-async fn r24_t3_a_stream_that_nobody_waits_for(kind: &str, end: End) -> bool {
+async fn r24_t3_a_stream_that_nobody_waits_for(kind: &str, end: End) -> Option<String> {
     let upstream = stream(SSE, &[PROGRESS], end).await;
     let request = match kind {
         "get" => get(),
@@ -97,10 +98,7 @@ async fn r24_t3_a_stream_that_nobody_waits_for(kind: &str, end: End) -> bool {
     };
     let rig = Rig::new();
     let response = rig.send(&upstream.url(), request).await;
-    match text(response).await {
-        Ok(text) => text == PROGRESS,
-        Err(_) => false,
-    }
+    text(response).await.ok()
 }
 
 #[tokio::test]
