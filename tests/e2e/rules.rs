@@ -7,8 +7,7 @@ use std::{
 };
 
 use moat_tests::{
-    Outcome, console::http::Body, inside::Request, listen::Listening, parts::Part, suite::table::hold,
-    trouble::ensure,
+    Outcome, console::http::Body, inside::Request, listen::Listening, parts::Part, trouble::ensure,
 };
 use serde_json::json;
 
@@ -173,7 +172,8 @@ const RULES: u32 = 24;
 /// rule, a test that was seen to fail when the rule was broken: it has to be there still.
 fn every_rule_has_a_test() -> Outcome {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut tests: BTreeMap<u32, BTreeSet<String>> = (1..=RULES).map(|rule| (rule, BTreeSet::new())).collect();
+    let mut tests: BTreeMap<u32, BTreeSet<String>> =
+        (1..=RULES).map(|rule| (rule, BTreeSet::new())).collect();
     for part in ["shared", "init", "sidecar", "host-bridge", "tests"] {
         for directory in ["src", "tests", "e2e"] {
             read(&root.join(part).join(directory), &mut tests)?;
@@ -187,10 +187,17 @@ fn every_rule_has_a_test() -> Outcome {
         .collect();
     for (rule, known) in tests {
         let row = rows.iter().find(|row| row.first() == Some(&format!("R{rule}").as_str()));
-        let named: Vec<&str> = row.and_then(|row| row.last()).map(|cell| cell.split('`').skip(1).step_by(2).collect()).unwrap_or_default();
-        ensure(!named.is_empty(), || format!("docs/CONFORMANCE.md names no test that holds R{rule}; there are {known:?}"))?;
+        let named: Vec<&str> = row
+            .and_then(|row| row.last())
+            .map(|cell| cell.split('`').skip(1).step_by(2).collect())
+            .unwrap_or_default();
+        ensure(!named.is_empty(), || {
+            format!("docs/CONFORMANCE.md names no test that holds R{rule}; there are {known:?}")
+        })?;
         for name in named {
-            ensure(known.contains(name), || format!("docs/CONFORMANCE.md: R{rule}: no test {name}; there are {known:?}"))?;
+            ensure(known.contains(name), || {
+                format!("docs/CONFORMANCE.md: R{rule}: no test {name}; there are {known:?}")
+            })?;
         }
     }
     Ok(())
