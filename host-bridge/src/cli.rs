@@ -212,6 +212,7 @@ impl Cli {
             other => other,
         };
         let home = Home::find(&env).map_err(|error| Failure::new(error.to_string()))?;
+        home.check_owner().map_err(|error| Failure::from_error(&error))?;
         verb.run(&Context { env, home, global })
     }
 }

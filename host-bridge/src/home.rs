@@ -1,13 +1,14 @@
 //! Where everything lies below `~/.moat`, or `$MOAT_HOME`. The one place that knows these paths.
 
 use std::{
+    borrow::Cow,
     fmt, fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use moat_shared::id::RunId;
+use moat_shared::{hint::Hint, id::RunId};
 
 use crate::env::Environment;
 
@@ -20,7 +21,44 @@ pub(crate) struct Home(PathBuf);
 #[error("no home directory: set MOAT_HOME to an absolute path")]
 pub(crate) struct NoHome;
 
+/// The directory is somebody else's.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{path} belongs to uid {owner}, and this is uid {uid}: what one of them writes the other cannot read"
+)]
+pub(crate) struct Foreign {
+    path: PathBuf,
+    owner: u32,
+    uid: u32,
+}
+
+impl Hint for Foreign {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(if self.uid == 0 {
+            "run moat without sudo, or give root a home of its own: MOAT_HOME=/root/.moat".into()
+        } else {
+            format!(
+                "set MOAT_HOME to a directory of your own, or: sudo chown -R {} {}",
+                self.uid,
+                self.path.display()
+            )
+            .into()
+        })
+    }
+}
+
 impl Home {
+    /// Refuses a directory that is there and is not this user's: root would leave files in it that its owner cannot
+    /// read, and anybody else would trust what a stranger put there.
+    pub(crate) fn check_owner(&self) -> Result<(), Foreign> {
+        let uid = nix::unistd::geteuid().as_raw();
+        match fs::metadata(&self.0).map(|found| found.uid()) {
+            Ok(owner) if owner != uid => Err(Foreign { path: self.0.clone(), owner, uid }),
+            // What cannot be looked at is told of by whoever needs it.
+            _ => Ok(()),
+        }
+    }
+
     /// `$MOAT_HOME`, else `~/.moat`.
     pub(crate) fn find(env: &Environment) -> Result<Self, NoHome> {
         let given = env.get("MOAT_HOME").map(PathBuf::from);

@@ -26,6 +26,8 @@ use crate::registry::{Registry, Run};
 
 /// Tunnels that have not said hello yet. Beyond this the oldest goes: who is honest needs milliseconds.
 const HALF_OPEN: usize = 256;
+/// How long one that was made to go takes to give its descriptor back.
+const EVICTED: Duration = Duration::from_millis(1);
 /// How long a lack of file descriptors holds up the accept loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -91,6 +93,11 @@ impl<D: Door> Tunnels<D> {
                     tunnels.spawn(connection.serve(stream));
                 }
                 Err(error) => {
+                    // A lack of descriptors: whoever did not say who he is gives one back.
+                    if half_open.evict_oldest() {
+                        tokio::time::sleep(EVICTED).await;
+                        continue;
+                    }
                     tracing::error!(%error, "accepting a tunnel failed");
                     tokio::select! {
                         () = drain.signalled() => break,

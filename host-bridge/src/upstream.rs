@@ -3,13 +3,13 @@
 //! Everything that leaves here was made ready by the pipeline; this knows neither runs nor credentials.
 
 mod connect;
+mod lanes;
 pub(crate) mod legacy;
 pub(crate) mod scan;
 
 use std::{sync::Arc, time::Duration};
 
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{Client, Error},
     rt::TokioTimer,
@@ -17,8 +17,11 @@ use hyper_util::{
 use moat_shared::{limits, rt::exec::Owned};
 use rustls::{ClientConfig, RootCertStore};
 
-pub(crate) use self::connect::ConnectFailure;
-use self::connect::Connector;
+pub(crate) use self::{connect::ConnectFailure, lanes::Answer};
+use self::{
+    connect::Connector,
+    lanes::{LANES, Lanes},
+};
 use crate::pipeline::{RequestBody, error::PipelineError};
 
 /// Below what servers and load balancers commonly close idle connections after (section 6.8).
@@ -72,11 +75,13 @@ pub(crate) enum NoAnswer {
     Invalid,
 }
 
-/// All upstreams. Requests to one origin share connections, whatever run they come from; nothing of a run is in a
+/// All upstreams. Requests to one origin share connections as far as these carry them, whatever run they come from; nothing of a run is in a
 /// connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Upstreams {
-    client: Client<Connector, RequestBody>,
+    /// One per lane.
+    clients: Arc<[Client<Connector, RequestBody>; LANES]>,
+    lanes: Lanes,
     patience: Patience,
 }
 
@@ -87,35 +92,49 @@ impl Upstreams {
             .with_root_certificates(roots)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let client = Client::builder(Owned::default())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            // Only what was never written, on a connection that had been used before (section 6.8).
-            .retry_canceled_requests(true)
-            // `Host` is the upstream's authority (R3); over HTTP/2 it is `:authority`.
-            .set_host(true)
-            .http1_max_buf_size(HTTP1_BUFFER)
-            .http1_max_headers(limits::HEADER_COUNT)
-            .http2_adaptive_window(false)
-            .http2_initial_stream_window_size(STREAM_WINDOW)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_max_send_buf_size(SEND_BUFFER)
-            .http2_max_header_list_size(limits::HEADER_LIST)
-            .http2_keep_alive_interval(limits::PING_INTERVAL)
-            .http2_keep_alive_timeout(limits::PING_TIMEOUT)
-            .build(Connector::new(Arc::new(tls), patience.connect));
-        Ok(Self { client, patience })
+        let lanes = Lanes::default();
+        let connector = Connector::new(Arc::new(tls), patience.connect, lanes.clone());
+        let client = || {
+            Client::builder(Owned::default())
+                .pool_idle_timeout(POOL_IDLE)
+                .pool_timer(TokioTimer::new())
+                .timer(TokioTimer::new())
+                // Only what was never written, on a connection that had been used before (section 6.8).
+                .retry_canceled_requests(true)
+                // `Host` is the upstream's authority (R3); over HTTP/2 it is `:authority`.
+                .set_host(true)
+                .http1_max_buf_size(HTTP1_BUFFER)
+                .http1_max_headers(limits::HEADER_COUNT)
+                .http2_adaptive_window(false)
+                .http2_initial_stream_window_size(STREAM_WINDOW)
+                .http2_initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_max_send_buf_size(SEND_BUFFER)
+                .http2_max_header_list_size(limits::HEADER_LIST)
+                .http2_keep_alive_interval(limits::PING_INTERVAL)
+                .http2_keep_alive_timeout(limits::PING_TIMEOUT)
+                .build(connector.clone())
+        };
+        let clients = Arc::new(std::array::from_fn(|_| client()));
+        Ok(Self { clients, lanes, patience })
     }
 
     /// Sends a request whose URI is absolute, and waits for the head of the answer. Dropping the future, or the
     /// answer's body, aborts the request (R17).
-    pub(crate) async fn send(
-        &self,
-        mut request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, NoAnswer> {
+    pub(crate) async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Answer>, NoAnswer> {
         *request.version_mut() = Version::HTTP_11;
-        match tokio::time::timeout(self.patience.first_byte, self.client.request(request)).await {
+        let asking = async {
+            // Without TLS nobody agrees on HTTP/2.
+            let secure = request.uri().scheme_str() == Some("https");
+            let authority = request.uri().authority().filter(|_| secure).cloned();
+            let place = match &authority {
+                Some(authority) => Some(self.lanes.enter(authority.as_str()).await),
+                None => None,
+            };
+            let client = &self.clients[place.as_ref().map_or(0, |place| place.lane)];
+            let response = client.request(request).await?;
+            Ok(response.map(|body| Answer::new(body, place)))
+        };
+        match tokio::time::timeout(self.patience.first_byte, asking).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(classify(&error)),
             Err(_) => Err(NoAnswer::FirstByte),

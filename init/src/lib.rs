@@ -29,7 +29,7 @@ use std::io;
 
 use moat_shared::{exit, plan::Startup};
 
-pub use sys::harden_process;
+pub use sys::{allow_descriptors, harden_process};
 
 /// Why nothing was started.
 #[derive(Debug, thiserror::Error)]

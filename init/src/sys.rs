@@ -24,6 +24,16 @@ pub fn harden_process() -> io::Result<()> {
     Ok(())
 }
 
+/// Lets this process have as many descriptors as it may: each stream of an agent takes one.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn allow_descriptors() -> io::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+}
+
 /// Takes over a descriptor that this process was started with.
 pub(crate) fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
     if fd <= libc::STDERR_FILENO {

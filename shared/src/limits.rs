@@ -14,8 +14,9 @@ pub const HEADER_COUNT: usize = 256;
 pub const JSON_DEPTH: usize = 128;
 /// How deep the JSON of a request may nest. Every reader goes as deep (serde_json stops at 127).
 pub const RPC_DEPTH: usize = 64;
-/// Streams that one run may have open: each agent keeps one per server, and calls on top (T1).
-pub const STREAMS_PER_RUN: u32 = 4096;
+/// Streams that one run may have open: each agent keeps one per server, and calls on top (T1). An idle one costs a few
+/// kilobytes; thousands are legal.
+pub const STREAMS_PER_RUN: u32 = 16_384;
 /// How long an agent may take to send its request's head (slow headers).
 pub const REQUEST_HEAD: Duration = Duration::from_secs(10);
 /// How long an agent's connection may be idle between requests. Pools keep theirs for up to 90 s or so and must be the

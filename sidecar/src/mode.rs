@@ -95,6 +95,9 @@ struct Prepared {
 fn prepare() -> Result<Prepared, StartError> {
     let io = |what| move |source| StartError::Io { what, source };
     moat_init::harden_process().map_err(io("PR_SET_DUMPABLE"))?;
+    if let Err(error) = moat_init::allow_descriptors() {
+        log!("the limit of open files stays as it is: {error}");
+    }
     let listener = TcpListener::from(sys::inherited(LISTENER_FD).map_err(io("the listening socket"))?);
     listener.set_nonblocking(true).map_err(io("the listening socket"))?;
     let ready = File::from(sys::inherited(READY_FD).map_err(io("the readiness pipe"))?);

@@ -19,6 +19,11 @@ const SANDBOX: &[Part] = &[Part::Sandbox];
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("a_run_is_durable_before_its_agent_starts", SANDBOX, a_run_is_durable_before_its_agent_starts),
+    Test::new(
+        "nothing_is_acknowledged_before_it_is_on_the_disk",
+        &[Part::Sandbox, Part::Strace],
+        nothing_is_acknowledged_before_it_is_on_the_disk,
+    ),
     Test::new("killed_and_back", SANDBOX, killed_and_back),
     Test::new("killed_right_after_registration", SANDBOX, killed_right_after_registration),
     Test::new("killed_in_a_call", SANDBOX, killed_in_a_call),
@@ -39,6 +44,40 @@ fn a_run_is_durable_before_its_agent_starts() -> Outcome {
     inside.end()?;
     let dropped = || fs::read_to_string(&file).ok().filter(|text| !text.contains(&run)).map(|_| ());
     eventually("the run is dropped from runs.json", SOON * 3, dropped)
+}
+
+/// A crash of the machine loses what was not synchronised, which no killed process shows: so the bridge's own system
+/// calls are looked at. The new file's bytes, its name, and only then the answer.
+fn nothing_is_acknowledged_before_it_is_on_the_disk() -> Outcome {
+    let mut stage = Stage::new()?;
+    let log = stage.rig.user_home().join("calls");
+    let calls = "trace=fsync,fdatasync,rename,renameat,renameat2,write,writev,sendto,sendmsg";
+    let log_path = log.to_string_lossy().into_owned();
+    let strace = ["strace", "-f", "-qq", "-y", "-s", "64", "-e", calls, "-e", "signal=none", "-o", &log_path];
+    stage.rig.prefix = strace.map(str::to_owned).into();
+    // It stays for as long as what it looks at.
+    let mut watched = stage.rig.moat(&["proxy", "start"])?.spawn()?;
+    stage.rig.prefix.clear();
+    eventually("the bridge is there", SOON * 20, || stage.rig.bridge())?;
+    let ran = stage.rig.sandboxed(&["true"]).and_then(|ran| ran.expect_code(0));
+    stage.rig.run(&["proxy", "stop"])?;
+    eventually("strace ends with the bridge", SOON * 20, || watched.try_wait().ok().flatten())?;
+    ran?;
+
+    let text = fs::read_to_string(&log)?;
+    let lines: Vec<&str> = text.lines().collect();
+    let first = |what: &str, from: usize, is_it: &dyn Fn(&str) -> bool| {
+        let found = lines.iter().skip(from).position(|line| is_it(line)).map(|index| from + index);
+        found.ok_or_else(|| {
+            let shown: Vec<&str> = lines.iter().filter(|line| line.contains("runs.json")).copied().collect();
+            Trouble::new(format!("no {what} after line {from} of the trace:\n{}", shown.join("\n")))
+        })
+    };
+    let file = first("fsync of the new file", 0, &|l| l.contains("sync(") && l.contains("/runs.json.new>"))?;
+    let name = first("rename", file, &|l| l.contains("rename") && l.contains("/runs.json\""))?;
+    let directory = first("fsync of the directory", name, &|l| l.contains("sync(") && l.contains("/proxy>"))?;
+    let answer = first("acknowledgement", 0, &|l| l.contains("HTTP/1.1 201"))?;
+    ensure(directory < answer, || format!("acknowledged in line {answer}, on disk in line {directory}"))
 }
 
 /// Asks until the credential's server answers; how long that took.

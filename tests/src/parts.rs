@@ -26,6 +26,8 @@ pub enum Part {
     StaticC,
     /// Root, to be another user for a moment.
     Root,
+    /// `strace`, and leave to use it.
+    Strace,
     /// Minutes: where nothing may be skipped, or on demand.
     Time,
     /// Many minutes: on a schedule only, whatever else is required.
@@ -50,6 +52,7 @@ impl Part {
             Self::Script => "script (util-linux)",
             Self::StaticC => "cc and a static C library",
             Self::Root => "root",
+            Self::Strace => "strace",
             Self::Time => "more than two minutes (MOAT_TESTS_LONG=1)",
             Self::Schedule => "more than five minutes (MOAT_TESTS_LONG=1, as .ci/long has it)",
             Self::Docker => "dockerd, docker, busybox-static, ip, and root",
@@ -71,6 +74,7 @@ impl Part {
             Self::StaticC => has_static_c(),
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Schedule => std::env::var_os("MOAT_TESTS_LONG").is_some(),
+            Self::Strace => succeeds(Command::new("strace").args(["-o", "/dev/null", "true"])),
             Self::Time => {
                 ["MOAT_TESTS_LONG", "MOAT_TESTS_REQUIRE"].iter().any(|name| std::env::var_os(name).is_some())
             }

@@ -1,7 +1,6 @@
 //! Sends what is ready and waits for the head of the answer. No redirect is followed, nothing is sent twice.
 
 use http::Response;
-use hyper::body::Incoming;
 
 use super::{
     error::PipelineError,
@@ -9,7 +8,7 @@ use super::{
     parse::Asked,
     place::Placed,
 };
-use crate::upstream::{NoAnswer, Upstreams};
+use crate::upstream::{Answer, NoAnswer, Upstreams};
 
 /// An answer that has begun.
 #[derive(Debug)]
@@ -18,7 +17,7 @@ pub(super) struct Streaming {
     pub(super) method: http::Method,
     pub(super) asked: Asked,
     pub(super) credential: Option<Credential>,
-    pub(super) response: Response<Incoming>,
+    pub(super) response: Response<Answer>,
 }
 
 /// Sends a request. Dropping the future aborts it at the upstream (R17).

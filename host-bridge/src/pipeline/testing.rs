@@ -235,7 +235,7 @@ impl Upstream {
     where
         F: Fn(&Got) -> Response<Answer> + Send + Sync + 'static,
     {
-        Self::start(None, answer).await
+        Self::start(None, None, answer).await
     }
 
     /// The same over TLS, HTTP/2 if the client can.
@@ -243,10 +243,18 @@ impl Upstream {
     where
         F: Fn(&Got) -> Response<Answer> + Send + Sync + 'static,
     {
-        Self::start(Some(tls), answer).await
+        Self::start(Some(tls), None, answer).await
     }
 
-    async fn start<F>(tls: Option<rustls::ServerConfig>, answer: F) -> Self
+    /// The same over HTTP/2, with no more than so many streams on a connection.
+    pub(super) async fn narrow<F>(tls: rustls::ServerConfig, streams: u32, answer: F) -> Self
+    where
+        F: Fn(&Got) -> Response<Answer> + Send + Sync + 'static,
+    {
+        Self::start(Some(tls), Some(streams), answer).await
+    }
+
+    async fn start<F>(tls: Option<rustls::ServerConfig>, streams: Option<u32>, answer: F) -> Self
     where
         F: Fn(&Got) -> Response<Answer> + Send + Sync + 'static,
     {
@@ -275,7 +283,8 @@ impl Upstream {
                         Ok::<_, io::Error>(response)
                     }
                 });
-                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                builder.http2().max_concurrent_streams(streams);
                 // Its error is a client that went away, which is what some tests are about.
                 let _ended = builder.serve_connection(TokioIo::new(io), service).await.is_ok();
             })

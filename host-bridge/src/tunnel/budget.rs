@@ -1,4 +1,4 @@
-//! What the bridge holds of answers that a run does not read: bounded per stream, and per run.
+//! What the bridge holds for a run: of answers that it does not read, and of long heads. Bounded per stream, and per run.
 //!
 //! ```text
 //! upstream ──► body ──► Paced ──frames──► HTTP/2's send buffer ──► tunnel
@@ -21,6 +21,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
+use http::Request;
 use http_body::{Body, Frame, SizeHint};
 
 /// Bytes of one stream that may wait to be sent.
@@ -30,9 +31,48 @@ const PER_RUN: usize = 16 << 20;
 /// A longer frame is sent in parts: as much as one frame of the tunnel may carry.
 const FRAME: usize = 16 * 1024;
 
+/// A head of this length counts for nothing: thousands of streams may be open.
+const HEAD_FREE: usize = 2 * 1024;
+/// Bytes of all longer heads of a run's open streams. One is kept more than once: on its way, and in the buffers of its
+/// upstream's connection for as long as the answer streams.
+const HEADS_PER_RUN: usize = 8 << 20;
+
 /// The budget of one run's tunnel.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Budget(Arc<AtomicUsize>);
+pub(super) struct Budget(Arc<Held>);
+
+/// Bytes that are held.
+#[derive(Debug, Default)]
+struct Held {
+    answers: AtomicUsize,
+    heads: AtomicUsize,
+}
+
+impl Budget {
+    /// Takes in a request, unless too many others have long heads.
+    pub(super) fn admit<B>(&self, request: &Request<B>) -> Option<Admitted> {
+        // What HTTP/2 counts as a field's length (RFC 9113, section 6.5.2).
+        let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        let length = (target + fields.sum::<usize>()).saturating_sub(HEAD_FREE);
+        let held = self.0.heads.fetch_add(length, Ordering::AcqRel) + length;
+        let admitted = Admitted { length, budget: self.clone() };
+        (length == 0 || held <= HEADS_PER_RUN).then_some(admitted)
+    }
+}
+
+/// A request that was taken in, until its answer is over.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    length: usize,
+    budget: Budget,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.budget.0.heads.fetch_sub(self.length, Ordering::AcqRel);
+    }
+}
 
 /// What one stream has waiting.
 #[derive(Debug)]
@@ -46,7 +86,7 @@ impl Stream {
     fn is_full(&self) -> bool {
         match self.unsent.load(Ordering::Acquire) {
             0 => false,
-            unsent => unsent >= PER_STREAM || self.budget.0.load(Ordering::Acquire) >= PER_RUN,
+            unsent => unsent >= PER_STREAM || self.budget.0.answers.load(Ordering::Acquire) >= PER_RUN,
         }
     }
 }
@@ -58,12 +98,14 @@ pub(super) struct Paced<B> {
     /// Of a frame that is sent in parts.
     rest: Bytes,
     stream: Arc<Stream>,
+    _request: Option<Admitted>,
 }
 
 impl<B> Paced<B> {
-    pub(super) fn new(body: B, budget: &Budget) -> Self {
+    /// The answer to a request; one that was not taken in has none to hold.
+    pub(super) fn new(body: B, budget: &Budget, request: Option<Admitted>) -> Self {
         let stream = Stream { unsent: AtomicUsize::new(0), budget: budget.clone(), body: AtomicWaker::new() };
-        Self { body, rest: Bytes::new(), stream: Arc::new(stream) }
+        Self { body, rest: Bytes::new(), stream: Arc::new(stream), _request: request }
     }
 }
 
@@ -124,14 +166,14 @@ impl Charged {
     fn new(bytes: Bytes, stream: &Arc<Stream>) -> Self {
         let charge = bytes.len();
         stream.unsent.fetch_add(charge, Ordering::AcqRel);
-        stream.budget.0.fetch_add(charge, Ordering::AcqRel);
+        stream.budget.0.answers.fetch_add(charge, Ordering::AcqRel);
         Self { bytes, charge, stream: Arc::clone(stream) }
     }
 }
 
 impl Drop for Charged {
     fn drop(&mut self) {
-        self.stream.budget.0.fetch_sub(self.charge, Ordering::AcqRel);
+        self.stream.budget.0.answers.fetch_sub(self.charge, Ordering::AcqRel);
         self.stream.unsent.fetch_sub(self.charge, Ordering::AcqRel);
         self.stream.body.wake();
     }
@@ -181,19 +223,19 @@ mod tests {
     fn a_stream_that_is_not_read_holds_little() {
         let budget = Budget::default();
         for size in [1, 1000, FRAME, 1 << 20] {
-            let mut body = Paced::new(flood(size), &budget);
+            let mut body = Paced::new(flood(size), &budget, None);
             let frames = drain(&mut body);
             assert!((PER_STREAM..PER_STREAM + FRAME).contains(&bytes(&frames)), "{}", bytes(&frames));
             assert!(frames.iter().all(|frame| frame.remaining() <= FRAME));
         }
-        assert_eq!(budget.0.load(Ordering::Relaxed), 0, "what is dropped counts no longer");
+        assert_eq!(budget.0.answers.load(Ordering::Relaxed), 0, "what is dropped counts no longer");
     }
 
     #[test]
     fn many_streams_hold_what_the_run_may_and_each_can_still_send() {
         const STREAMS: usize = 2000;
         let budget = Budget::default();
-        let mut bodies: Vec<_> = (0..STREAMS).map(|_| Paced::new(flood(FRAME), &budget)).collect();
+        let mut bodies: Vec<_> = (0..STREAMS).map(|_| Paced::new(flood(FRAME), &budget, None)).collect();
         let mut unsent: Vec<_> = bodies.iter_mut().map(drain).collect();
         let held: usize = unsent.iter().map(|frames| bytes(frames)).sum();
         assert!(held <= PER_RUN + STREAMS * FRAME, "{held}");
@@ -205,12 +247,29 @@ mod tests {
             assert_eq!(bytes(&unsent[STREAMS - 1]), FRAME);
         }
         // Another run has its own.
-        assert!(bytes(&drain(&mut Paced::new(flood(FRAME), &Budget::default()))) >= PER_STREAM);
+        assert!(bytes(&drain(&mut Paced::new(flood(FRAME), &Budget::default(), None))) >= PER_STREAM);
+    }
+
+    #[test]
+    fn long_heads_are_counted_for_as_long_as_their_answers_last() {
+        let budget = Budget::default();
+        let request =
+            |length: usize| Request::get("/mcp/x").header("x", "v".repeat(length)).body(()).unwrap();
+        let mut open = Vec::new();
+        while let Some(admitted) = budget.admit(&request(60_000)) {
+            open.push(Paced::new(flood(1), &budget, Some(admitted)));
+        }
+        assert!((100..200).contains(&open.len()), "{}", open.len());
+        assert!(budget.admit(&request(500)).is_some(), "short ones are taken in always");
+        open.pop();
+        assert!(budget.admit(&request(60_000)).is_some());
+        open.clear();
+        assert_eq!(budget.0.heads.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
     async fn a_stream_that_waits_is_woken() {
-        let mut body = Paced::new(flood(PER_STREAM), &Budget::default());
+        let mut body = Paced::new(flood(PER_STREAM), &Budget::default(), None);
         let frames = drain(&mut body);
         let (next, ()) = tokio::join!(body.frame(), async {
             tokio::task::yield_now().await;
@@ -224,7 +283,8 @@ mod tests {
         let parts: Vec<Vec<u8>> = [0, 1, FRAME, FRAME + 1, 5 * FRAME].map(|size| vec![7; size]).into();
         let stream =
             parts.clone().into_iter().map(|part| Ok::<_, Infallible>(Frame::data(Bytes::from(part))));
-        let mut body = Paced::new(StreamBody::new(futures_util::stream::iter(stream)), &Budget::default());
+        let mut body =
+            Paced::new(StreamBody::new(futures_util::stream::iter(stream)), &Budget::default(), None);
         let mut seen = Vec::new();
         while let Some(frame) = body.frame().await {
             let data = frame.unwrap().into_data().unwrap();

@@ -1,6 +1,12 @@
 //! One tunnel: handshake and hello under a deadline, then streams until the run is over or somebody leaves.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -19,6 +25,7 @@ use moat_shared::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{mpsc, watch},
+    task::yield_now,
     time::{Instant, sleep_until, timeout_at},
 };
 use tokio_rustls::server::TlsStream;
@@ -56,6 +63,29 @@ struct Session<D> {
     place: mpsc::Sender<Place>,
     /// A run has one tunnel, so this is the run's.
     budget: Budget,
+    unanswered: AtomicUsize,
+}
+
+/// Counts a request until its answer's head is there.
+struct Unanswered<'a>(&'a AtomicUsize);
+
+impl<'a> Unanswered<'a> {
+    const MANY: usize = 256;
+
+    fn of(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+
+    fn are_many(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > Self::MANY
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why a tunnel that was open ended.
@@ -115,13 +145,11 @@ impl<D: Door> Connection<D> {
             greeted: watch::Sender::new(false),
             place: to_us,
             budget: Budget::default(),
+            unanswered: AtomicUsize::new(0),
         });
         let service = service_fn(move |request| {
             let session = Arc::clone(&session);
-            async move {
-                let answer = session.answer(request).await;
-                Ok::<_, std::convert::Infallible>(answer.map(|body| Paced::new(body, &session.budget)))
-            }
+            async move { Ok::<_, std::convert::Infallible>(session.serve(request).await) }
         });
         let tasks = Owned::default();
         // Declared before the connection and so dropped after it: whatever ends this ends every stream.
@@ -187,9 +215,31 @@ fn report(run: &RunId, end: &End) {
     }
 }
 
-type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
+type Body = UnsyncBoxBody<Bytes, BoxError>;
+type Answer = Response<Body>;
 
 impl<D: Door> Session<D> {
+    /// Answers one request. What that takes is boxed, so that it is not there before, nor afterwards, while the answer's
+    /// body streams for hours.
+    async fn serve(&self, request: Request<Incoming>) -> Response<Paced<Body>> {
+        let Some(admitted) = self.budget.admit(&request) else {
+            let mut refused = own_error(
+                ErrorKind::TooLarge,
+                "moat: too many requests of this run have long headers: let some of them finish first",
+            );
+            *refused.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return refused.map(|body| Paced::new(body, &self.budget, None));
+        };
+        let unanswered = Unanswered::of(&self.unanswered);
+        if unanswered.are_many() {
+            // Of a storm of requests that are cancelled at once nothing but this point is reached: hyper looks for a
+            // reset before it comes back.
+            yield_now().await;
+        }
+        let answer = Box::pin(self.answer(request)).await;
+        answer.map(|body| Paced::new(body, &self.budget, Some(admitted)))
+    }
+
     /// The registry is asked each time: the ticket is its word.
     async fn answer(&self, request: Request<Incoming>) -> Answer {
         let Some(ticket) = self.ticket.as_ref().filter(|ticket| ticket.is_valid()) else {

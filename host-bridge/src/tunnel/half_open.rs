@@ -36,6 +36,11 @@ impl HalfOpen {
         Self { waiting: Arc::default(), room }
     }
 
+    /// Lets the oldest go, for want of something else than places. True if there was one.
+    pub(super) fn evict_oldest(&self) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).places.pop_first().is_some()
+    }
+
     /// Takes a place; the oldest loses its own when there is no room.
     pub(super) fn enter(&self) -> Guard {
         let (place, evicted) = oneshot::channel();

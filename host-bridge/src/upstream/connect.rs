@@ -3,9 +3,10 @@
 use std::{
     future::Future,
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -16,9 +17,14 @@ use hyper_util::{
     rt::TokioIo,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    net::{TcpSocket, TcpStream},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower_service::Service;
+
+use super::lanes::{Lanes, Settings, Streams};
 
 /// TCP keepalive, so that a dead peer of a silent stream is noticed (R19 has no idle limit).
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -45,6 +51,7 @@ pub(crate) enum ConnectFailure {
 pub(super) struct Connector {
     tls: Arc<ClientConfig>,
     patience: Duration,
+    lanes: Lanes,
 }
 
 impl std::fmt::Debug for Connector {
@@ -54,8 +61,8 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Connector {
-    pub(super) fn new(tls: Arc<ClientConfig>, patience: Duration) -> Self {
-        Self { tls, patience }
+    pub(super) fn new(tls: Arc<ClientConfig>, patience: Duration, lanes: Lanes) -> Self {
+        Self { tls, patience, lanes }
     }
 }
 
@@ -71,7 +78,7 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
-            match tokio::time::timeout(this.patience, connect(&this.tls, &uri)).await {
+            match tokio::time::timeout(this.patience, connect(&this.tls, &this.lanes, &uri)).await {
                 Ok(result) => result,
                 Err(_) => Err(ConnectFailure::Timeout),
             }
@@ -79,7 +86,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-async fn connect(tls: &Arc<ClientConfig>, uri: &Uri) -> Result<Link, ConnectFailure> {
+async fn connect(tls: &Arc<ClientConfig>, lanes: &Lanes, uri: &Uri) -> Result<Link, ConnectFailure> {
     let secure = uri.scheme_str() == Some("https");
     let host = uri.host().ok_or(ConnectFailure::Dns)?;
     let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -90,7 +97,14 @@ async fn connect(tls: &Arc<ClientConfig>, uri: &Uri) -> Result<Link, ConnectFail
     }
     let name = ServerName::try_from(bare.to_owned()).map_err(|_| ConnectFailure::Dns)?;
     let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await.map_err(|e| tls_failure(&e))?;
-    Ok(Link::Tls(TokioIo::new(Box::new(stream))))
+    let authority = uri.authority().map_or(host, http::uri::Authority::as_str).to_owned();
+    let settings = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        Some(Settings::new(authority, lanes.clone()))
+    } else {
+        lanes.learn(&authority, Streams::None);
+        None
+    };
+    Ok(Link::Tls(TokioIo::new(Box::new(stream)), settings))
 }
 
 /// Tries the addresses of a name, the next one while the last one still hangs.
@@ -154,17 +168,38 @@ fn tls_failure(error: &io::Error) -> ConnectFailure {
     ConnectFailure::Tls(text)
 }
 
+/// What is read at once from an upstream without TLS, as much as a TLS record: it is held at once, by as many streams as
+/// nobody reads.
+const SIP: usize = 16 * 1024;
+
+/// Reads not too much at once, and shows it.
+fn sip(
+    mut stream: impl AsyncRead + Unpin,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBufCursor<'_>,
+    show: impl FnOnce(&[u8]),
+) -> Poll<io::Result<()>> {
+    let mut bytes = [const { MaybeUninit::uninit() }; SIP];
+    let most = buf.remaining().min(SIP);
+    let mut sip = ReadBuf::uninit(&mut bytes[..most]);
+    ready!(Pin::new(&mut stream).poll_read(cx, &mut sip))?;
+    show(sip.filled());
+    buf.put_slice(sip.filled());
+    Poll::Ready(Ok(()))
+}
+
 /// A connection to an upstream.
 #[derive(Debug)]
 pub(super) enum Link {
     Plain(TokioIo<TcpStream>),
-    Tls(TokioIo<Box<TlsStream<TcpStream>>>),
+    /// And what is still to be read in passing.
+    Tls(TokioIo<Box<TlsStream<TcpStream>>>, Option<Settings>),
 }
 
 impl Connection for Link {
     fn connected(&self) -> Connected {
         match self {
-            Self::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+            Self::Tls(stream, _) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
                 Connected::new().negotiated_h2()
             }
             _ => Connected::new(),
@@ -173,10 +208,17 @@ impl Connection for Link {
 }
 
 impl Read for Link {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Plain(stream) => sip(stream.inner_mut(), cx, &mut buf, |_| ()),
+            Self::Tls(stream, settings @ Some(_)) => sip(stream.inner_mut(), cx, &mut buf, |bytes| {
+                settings.take_if(|settings| settings.push(bytes));
+            }),
+            Self::Tls(stream, _) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -185,28 +227,28 @@ impl Write for Link {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Tls(stream, _) => stream.is_write_vectored(),
         }
     }
 
@@ -217,7 +259,7 @@ impl Write for Link {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 }

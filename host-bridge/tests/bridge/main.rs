@@ -1,7 +1,10 @@
 //! The bridge as users have it: the real binary, its files, its sockets.
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the right end of a surprise")]
 
+mod attack;
+mod raw;
 mod support;
+mod upstream;
 
 use std::{
     fs,
@@ -175,6 +178,26 @@ async fn a_path_that_is_too_long_says_so() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("shorter path") && said.contains("107"), "{said}");
+}
+
+/// With sudo, most of the time. Only root can make such a directory; for anybody else `/` is one.
+#[test]
+fn a_home_of_somebody_else_is_refused() {
+    let house = House::new();
+    let root = if nix::unistd::geteuid().is_root() {
+        nix::unistd::chown(&house.root(), Some(nix::unistd::Uid::from_raw(12_345)), None).unwrap();
+        house.root()
+    } else {
+        "/".into()
+    };
+    for verb in [&["status"][..], &["proxy", "start"], &["grant", "list"], &["list"]] {
+        let output = house.moat(verb).env("MOAT_HOME", &root).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("belongs to uid") && said.contains("MOAT_HOME"), "{said}");
+    }
+    assert_eq!(fs::read_dir(house.root()).unwrap().count(), 0, "nothing was written");
+    assert!(house.moat(&["version"]).env("MOAT_HOME", &root).output().unwrap().status.success());
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A throw-away home, a daemon in it, and the two ways to speak to it.
 
 use std::{
-    fs,
+    fs, io,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use moat_shared::{hello::Hello, plan::Identity, rt, tls, wire};
 use serde_json::{Value, json};
 use tokio::{net::UnixStream, task::JoinSet};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -71,16 +71,30 @@ pub(crate) struct Daemon(Child);
 impl Daemon {
     pub(crate) async fn start(house: &House) -> Self {
         let daemon = Self::start_with(house, &[]).await;
-        let deadline = Instant::now() + PATIENCE;
-        while status(house).await.is_err() {
-            assert!(Instant::now() < deadline, "it does not answer: {}", house.log());
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        daemon.until_it_answers(house).await;
         daemon
     }
 
     pub(crate) async fn start_with(house: &House, arguments: &[&str]) -> Self {
         Self(house.moat(&["__bridge"]).args(arguments).spawn().unwrap())
+    }
+
+    /// One that may not have more descriptors than so many.
+    pub(crate) async fn with_descriptors(house: &House, most: usize) -> Self {
+        let program = format!("ulimit -n {most}; exec \"$0\" __bridge");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &program, env!("CARGO_BIN_EXE_moat")]).env("MOAT_HOME", house.root());
+        let daemon = Self(shell.stdin(Stdio::null()).spawn().unwrap());
+        daemon.until_it_answers(house).await;
+        daemon
+    }
+
+    async fn until_it_answers(&self, house: &House) {
+        let deadline = Instant::now() + PATIENCE;
+        while status(house).await.is_err() {
+            assert!(Instant::now() < deadline, "it does not answer: {}", house.log());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     pub(crate) fn pid(&self) -> nix::unistd::Pid {
@@ -121,12 +135,18 @@ pub(crate) struct Run {
 
 /// Registers a run that this process holds.
 pub(crate) async fn register(house: &House) -> Result<Run, Failure> {
+    let auth = json!({"grant": "mcp-context7", "header": "CONTEXT7_API_KEY"});
+    let server = json!({"name": "context7", "url": "https://mcp.context7.com/mcp", "auth": auth});
+    register_with(house, &json!([server])).await
+}
+
+/// The same, with these servers.
+pub(crate) async fn register_with(house: &House, servers: &Value) -> Result<Run, Failure> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let started: u64 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse()?;
     let wish = json!({
         "name": "brave-otter", "runtime": "process", "workspace": "/w", "profile": null,
-        "servers": [{"name": "context7", "url": "https://mcp.context7.com/mcp",
-            "auth": {"grant": "mcp-context7", "header": "CONTEXT7_API_KEY"}}],
+        "servers": servers,
         "holder": {"pid": std::process::id(), "started": started},
     });
     let (status, answer) = control(house, Method::POST, "/v1/runs", wish.to_string()).await?;
@@ -165,11 +185,16 @@ async fn control(house: &House, method: Method, path: &str, body: String) -> Res
     Ok((status, serde_json::from_slice(&bytes).unwrap_or_default()))
 }
 
+/// TLS to the bridge with the run's key.
+pub(crate) async fn secured(house: &House, run: &Run) -> io::Result<TlsStream<UnixStream>> {
+    let stream = UnixStream::connect(house.proxy().join("tunnel/bridge.sock")).await?;
+    let config = Arc::new(tls::sidecar_config(&run.identity).map_err(io::Error::other)?);
+    TlsConnector::from(config).connect(tls::bridge_name(), stream).await
+}
+
 /// Says hello over the tunnel as the sidecar would; the status of the answer.
 pub(crate) async fn hello(house: &House, run: &Run) -> Result<u16, Failure> {
-    let stream = UnixStream::connect(house.proxy().join("tunnel/bridge.sock")).await?;
-    let config = Arc::new(tls::sidecar_config(&run.identity)?);
-    let stream = TlsConnector::from(config).connect(tls::bridge_name(), stream).await?;
+    let stream = secured(house, run).await?;
     let builder = rt::h2::sidecar(rt::exec::Owned::default());
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
     let mut tasks = JoinSet::new();

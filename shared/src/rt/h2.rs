@@ -1,7 +1,8 @@
 //! The HTTP/2 settings of the tunnel, chosen and not defaulted.
 //!
-//! The connection's window must hold every stream's window, so that a reader that stalls never disturbs another
-//! stream; and it must be large because h2 charges unread tiny frames against half of it. Both ends raise the bounds on resets, so
+//! The sidecar's window for the connection holds thousands of streams' windows, so that an agent that stalls never disturbs
+//! another; and it is large because h2 charges unread tiny frames against half of it. The bridge's bounds what a sandbox
+//! can make it hold. Both ends raise the bounds on resets, so
 //! that a storm of cancelled requests costs nothing but itself.
 
 use std::time::Duration;
@@ -14,7 +15,8 @@ use crate::limits;
 
 const STREAM_WINDOW: u32 = 256 * 1024;
 const SIDECAR_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-const BRIDGE_CONNECTION_WINDOW: u32 = 1 << 30;
+/// What a run may leave at the bridge of bodies that no upstream takes. Beyond it the run's own uploads wait.
+const BRIDGE_CONNECTION_WINDOW: u32 = 64 << 20;
 /// Bytes of one stream that may wait to be sent; hyper's own defaults are up to sixteen times as much.
 const SEND_BUFFER: usize = 64 * 1024;
 const PENDING_RESETS: usize = 65_536;

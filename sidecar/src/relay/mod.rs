@@ -41,7 +41,7 @@ use self::guard::Guard;
 use crate::{log, uplink::Tunnel};
 
 /// Connections of agents at a time. Each costs a descriptor; some clients open one per request (R23).
-const CONNECTIONS: usize = 4096;
+const CONNECTIONS: usize = limits::STREAMS_PER_RUN as usize;
 /// After a failed accept, which is a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

@@ -13,6 +13,7 @@ use tokio::{
 use crate::{
     pipeline::{Body, testing::*},
     record::Failure,
+    upstream::Patience,
 };
 
 fn event_stream(body: Answer) -> Response<Answer> {
@@ -287,4 +288,45 @@ async fn nothing_is_sent_twice() {
         seen += 1;
     }
     assert_eq!(seen, 2);
+}
+
+/// An upstream that allows few streams on one connection, and streams that stay open: the next call does not wait.
+#[tokio::test]
+async fn r23_streams_that_are_used_up_get_another_connection() {
+    const AT_ONCE: u32 = 3;
+    const OPEN: usize = 40;
+    let (roots, config) = tls("127.0.0.1", &[b"h2"]);
+    let (feed, open) = (std::sync::Mutex::new(Vec::new()), "data: 1\n\n");
+    let upstream = Upstream::narrow(config, AT_ONCE, move |got| {
+        if got.head.method == http::Method::POST {
+            return Response::new(whole("{}"));
+        }
+        let (sender, body) = fed();
+        sender.try_send(Ok(open.into())).unwrap();
+        feed.lock().unwrap().push(sender);
+        Response::builder().header("content-type", "text/event-stream").body(body).unwrap()
+    })
+    .await;
+    let rig = Rig::with(roots, Patience::default());
+    let run = without_credential(&upstream.url());
+    // At once, before anything is known of the upstream.
+    let asked = (0..OPEN).map(|_| rig.pipeline.handle(&run, get()));
+    let mut streams = within(futures_util::future::join_all(asked)).await;
+    for stream in &mut streams {
+        assert_eq!(stream.status(), 200);
+        assert_eq!(within(stream.body_mut().frame()).await.unwrap().unwrap().into_data().unwrap(), open);
+    }
+    let response = within(rig.pipeline.handle(&run, post(CALL))).await;
+    assert_eq!(text(response).await.unwrap(), "{}");
+    // Not without end: what is too many waits for one that ends.
+    let rest = 16 * AT_ONCE as usize - OPEN;
+    for _ in 0..rest {
+        streams.push(within(rig.pipeline.handle(&run, get())).await);
+    }
+    let one_more = rig.pipeline.handle(&run, post(CALL));
+    let (response, ()) = tokio::join!(within(one_more), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        streams.pop();
+    });
+    assert_eq!(response.status(), 200);
 }

@@ -1,0 +1,225 @@
+//! How many connections to an HTTP/2 upstream: one carries as many streams as the upstream allows on it, and where these
+//! are used up, by streams that stay open for hours, the next call gets a further connection instead of waiting.
+//!
+//! ```text
+//! first request ──► lane 0 ──connected──► SETTINGS: so many streams ──┐
+//! further ones  ──► wait for that ◄───────────────────────────────────┘
+//!                    └──► the first lane with room ──► none: wait until a stream ends
+//! ```
+//!
+//! A lane is a pool of its own that holds one connection per origin. What an upstream allows is read from its first
+//! SETTINGS as they pass (RFC 9113, section 6.5.2); the client keeps to later ones by itself. HTTP/1.1 has no use for
+//! lanes: each request in flight has its own connection there.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::Notify;
+
+/// Connections to one origin, at most.
+pub(super) const LANES: usize = 16;
+
+/// What is known of the origins, and which lanes are in use.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lanes(Arc<Mutex<HashMap<String, Origin>>>);
+
+#[derive(Debug, Default)]
+struct Origin {
+    streams: Streams,
+    used: [usize; LANES],
+    /// A lane has room again, or it is known how much there is.
+    room: Arc<Notify>,
+}
+
+/// How many streams one connection carries.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Streams {
+    /// Nobody has connected so far, or somebody is about to.
+    #[default]
+    Unknown,
+    /// HTTP/1.1.
+    None,
+    AtMost(usize),
+}
+
+impl Lanes {
+    /// A place for a request to this origin; waits while there is none.
+    pub(super) async fn enter(&self, authority: &str) -> Place {
+        loop {
+            let room = {
+                let mut origins = self.origins();
+                let origin = origins.entry(authority.to_owned()).or_default();
+                if let Some(lane) = origin.lane() {
+                    origin.used[lane] += 1;
+                    return Place { lane, authority: authority.to_owned(), lanes: self.clone() };
+                }
+                // Made under the lock: whoever makes room later is heard.
+                Arc::clone(&origin.room).notified_owned()
+            };
+            room.await;
+        }
+    }
+
+    /// What a connection showed.
+    pub(super) fn learn(&self, authority: &str, streams: Streams) {
+        if let Some(origin) = self.origins().get_mut(authority) {
+            origin.streams = streams;
+            origin.room.notify_waiters();
+        }
+    }
+
+    fn origins(&self) -> MutexGuard<'_, HashMap<String, Origin>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Origin {
+    fn lane(&self) -> Option<usize> {
+        match self.streams {
+            // One finds out for all.
+            Streams::Unknown => (self.used[0] == 0).then_some(0),
+            Streams::None => Some(0),
+            Streams::AtMost(most) => self.used.iter().position(|used| *used < most),
+        }
+    }
+}
+
+/// A request's place in a lane, until its answer is over.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) lane: usize,
+    authority: String,
+    lanes: Lanes,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(origin) = self.lanes.origins().get_mut(&self.authority) {
+            origin.used[self.lane] = origin.used[self.lane].saturating_sub(1);
+            origin.room.notify_waiters();
+        }
+    }
+}
+
+/// An answer's body, which has its place for as long as it is read.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    body: Incoming,
+    _place: Option<Place>,
+}
+
+impl Answer {
+    pub(super) fn new(body: Incoming, place: Option<Place>) -> Self {
+        Self { body, _place: place }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Reads the first frame of an HTTP/2 server as it passes.
+#[derive(Debug)]
+pub(super) struct Settings {
+    bytes: Vec<u8>,
+    authority: String,
+    lanes: Lanes,
+}
+
+/// Length, type, flags and stream of a frame.
+const FRAME_HEAD: usize = 9;
+const SETTINGS: u8 = 4;
+const MAX_CONCURRENT_STREAMS: u16 = 3;
+/// Longer SETTINGS are not read; six settings are known.
+const LONGEST: usize = 1024;
+
+impl Settings {
+    pub(super) fn new(authority: String, lanes: Lanes) -> Self {
+        Self { bytes: Vec::new(), authority, lanes }
+    }
+
+    /// The next bytes of the connection. True when nothing more is of interest.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> bool {
+        self.bytes.extend_from_slice(&bytes[..bytes.len().min(LONGEST)]);
+        let Some(streams) = streams(&self.bytes) else { return false };
+        self.lanes.learn(&self.authority, Streams::AtMost(streams));
+        true
+    }
+}
+
+/// What the first frame says, once it is whole. A server that says nothing allows any number.
+fn streams(bytes: &[u8]) -> Option<usize> {
+    let (head, rest) = bytes.split_at_checked(FRAME_HEAD)?;
+    let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+    if head[3] != SETTINGS || length > LONGEST {
+        return Some(usize::MAX);
+    }
+    let payload = rest.get(..length)?;
+    let said = payload.chunks_exact(6).filter(|one| one[..2] == MAX_CONCURRENT_STREAMS.to_be_bytes()).last();
+    let most = said.map_or(u32::MAX, |one| u32::from_be_bytes([one[2], one[3], one[4], one[5]]));
+    Some(usize::try_from(most).unwrap_or(usize::MAX).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use test_case::test_case;
+
+    #[test_case(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x05" => Some(5); "the setting alone")]
+    #[test_case(b"\0\0\x0c\x04\0\0\0\0\0\0\x04\0\0\xff\xff\0\x03\0\0\0\x64....." => Some(100); "among others, more follows")]
+    #[test_case(b"\0\0\x00\x04\0\0\0\0\0" => Some(u32::MAX as usize); "none")]
+    #[test_case(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x00" => Some(1); "zero, for now")]
+    #[test_case(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0" => None; "not whole")]
+    #[test_case(b"\0\0" => None; "not even its head")]
+    #[test_case(b"HTTP/1.1 400 Bad Request\r\n" => Some(usize::MAX); "something else")]
+    fn first_frames(bytes: &[u8]) -> Option<usize> {
+        streams(bytes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places() {
+        let lanes = Lanes::default();
+        let scout = lanes.enter("a").await;
+        let waits = |authority| tokio::time::timeout(Duration::from_secs(1), lanes.enter(authority));
+        assert!(waits("a").await.is_err(), "until it is known");
+        assert!(waits("b").await.is_ok(), "another origin");
+        drop(scout);
+        let scout = waits("a").await.unwrap();
+        lanes.learn("a", Streams::AtMost(2));
+        let mut places = vec![scout];
+        for number in 1..2 * LANES {
+            places.push(waits("a").await.unwrap());
+            assert_eq!(places[number].lane, number / 2);
+        }
+        assert!(waits("a").await.is_err(), "all are used up");
+        let left = places.swap_remove(7);
+        let (place, ()) = tokio::join!(lanes.enter("a"), async { drop(left) });
+        assert_eq!(place.lane, 3, "the one that has room");
+        lanes.learn("a", Streams::None);
+        assert_eq!(waits("a").await.unwrap().lane, 0);
+    }
+}
