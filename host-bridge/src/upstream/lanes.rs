@@ -41,7 +41,7 @@ struct Origin {
 /// How many streams one connection carries.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Streams {
-    /// Nobody has connected so far, or somebody is about to.
+    /// Nobody has connected so far.
     #[default]
     Unknown,
     /// HTTP/1.1.
@@ -178,7 +178,7 @@ fn streams(bytes: &[u8]) -> Option<usize> {
         return Some(usize::MAX);
     }
     let payload = rest.get(..length)?;
-    let said = payload.chunks_exact(6).filter(|one| one[..2] == MAX_CONCURRENT_STREAMS.to_be_bytes()).last();
+    let said = payload.chunks_exact(6).rfind(|one| one[..2] == MAX_CONCURRENT_STREAMS.to_be_bytes());
     let most = said.map_or(u32::MAX, |one| u32::from_be_bytes([one[2], one[3], one[4], one[5]]));
     Some(usize::try_from(most).unwrap_or(usize::MAX).max(1))
 }

@@ -117,11 +117,11 @@ async fn floods_that_nobody_reads_cost_little() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_streams_cost_little() {
-    let streams: usize = std::env::var("MOAT_TESTS_STREAMS").map_or(1500, |text| text.parse().unwrap());
+    const STREAMS: usize = 1500;
     let mut scene = Scene::new().await;
     let before = scene.memory();
     let mut enemy = scene.enemy(WINDOW).await;
-    for batch in 0..streams.div_ceil(100) {
+    for batch in 0..STREAMS / 100 {
         let first = enemy.get("/mcp/up/idle", &[]).await.unwrap();
         for _ in 1..100 {
             enemy.get("/mcp/up/idle", &[]).await.unwrap();
@@ -130,7 +130,7 @@ async fn idle_streams_cost_little() {
         enemy.until("their first events", |seen| seen.bodies.range(first..).count() == 100).await;
         assert!(scene.upstream.open() >= expected);
     }
-    let each = scene.growth(before).await / streams;
+    let each = scene.growth(before).await / STREAMS;
     report("an idle stream, plain HTTP/1.1", each);
     assert!(each <= 32, "{each} KiB each");
     scene.others_work().await;
