@@ -51,6 +51,7 @@ use crate::{
         renewals::{Renewer, renewals},
     },
     pipeline::{Parts, Pipeline},
+    policy::follow::{self, Watcher},
     record::{Recorder, Writer},
     registry::{LoadError, Owner},
     tunnel::Tunnels,
@@ -76,6 +77,7 @@ pub(crate) struct Bridge {
     tunnels: Tunnels<Pipeline>,
     owner: Owner,
     renewer: Renewer,
+    watcher: Watcher,
     writer: Writer,
     left_behind: LeftBehind,
     sockets: [PathBuf; 2],
@@ -154,6 +156,12 @@ impl Bridge {
         let (recorder, writer) = Recorder::with_writer(home.clone());
         let (left_behind, tell) = LeftBehind::new(home.clone());
         let (registry, notices, owner) = Owner::restore(&home, recorder.clone(), tell)?;
+        let watcher = Watcher {
+            registry: registry.clone(),
+            recorder: recorder.clone(),
+            notices: notices.clone(),
+            home: home.clone(),
+        };
         let roots = upstream::platform_roots();
         let http = Http::new(roots.clone()).map_err(BindError::Pipeline)?;
         let (renewals, renewer) = renewals(http);
@@ -183,12 +191,25 @@ impl Bridge {
         // The control socket comes last: whoever can connect to it finds everything there.
         let control =
             Control::bind(&sockets[0], Arc::clone(&state)).map_err(failed("listening at", &sockets[0]))?;
-        Ok(Self { state, control, tunnels, owner, renewer, writer, left_behind, sockets, idle, _lock: lock })
+        Ok(Self {
+            state,
+            control,
+            tunnels,
+            owner,
+            renewer,
+            watcher,
+            writer,
+            left_behind,
+            sockets,
+            idle,
+            _lock: lock,
+        })
     }
 
     /// Serves until a request, `signal` or idleness ends it.
     pub(crate) async fn run(self, signal: impl Future<Output = ()>) -> Reason {
         let count = self.owner.count();
+        let home = self.watcher.home.clone();
         tracing::info!(
             runs = *count.borrow(), unreadable = self.state.unreadable.len(), endpoint = %self.state.endpoint, "ready"
         );
@@ -202,6 +223,8 @@ impl Bridge {
         flights.spawn(self.renewer.run());
         let mut sweeper = JoinSet::new();
         sweeper.spawn(self.left_behind.run());
+        let mut watcher = JoinSet::new();
+        watcher.spawn(self.watcher.run());
         let mut doors = JoinSet::new();
         doors.spawn(self.tunnels.run(guard.clone()));
         doors.spawn(self.control.run(guard));
@@ -232,6 +255,12 @@ impl Bridge {
         }
         doors.shutdown().await;
         sweeper.shutdown().await;
+        watcher.shutdown().await;
+        for (run, server) in registry.policies().await.unwrap_or_default() {
+            if let Some(bound) = &server.policy {
+                follow::save(&home, &(run, server.name.clone()), bound);
+            }
+        }
         // With the last handles gone the registry and then the writer come to their end by themselves.
         drop((registry, self.state));
         let landed = timeout(FLIGHTS, async { while flights.join_next().await.is_some() {} });

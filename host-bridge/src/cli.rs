@@ -27,6 +27,7 @@ pub(crate) mod grant;
 mod list;
 mod logs;
 mod pick;
+mod policy;
 mod proxy;
 mod revoke;
 mod run;
@@ -115,6 +116,8 @@ enum Verb {
     Doctor(doctor::Args),
     /// Drive the bridge
     Proxy(proxy::Args),
+    /// Check, try, compare and reload what agents may do with servers
+    Policy(policy::Args),
     /// The sidecar that this moat carries
     Sidecar(sidecar::Args),
     /// Print a completion script for a shell
@@ -236,6 +239,7 @@ impl Verb {
             Self::Status(args) => args.run(context),
             Self::Doctor(args) => args.run(context),
             Self::Proxy(args) => args.run(context),
+            Self::Policy(args) => args.run(context),
             Self::Sidecar(args) => args.run(context),
             Self::Completion(args) => args.run(),
             Self::Version(args) => args.run(&context.global),

@@ -30,17 +30,17 @@ use problem::Report;
 pub(crate) mod catalog;
 mod container;
 mod env;
-mod fields;
+pub(crate) mod fields;
 mod mount;
 mod network;
 pub(crate) mod oauth;
 mod policy;
-mod problem;
+pub(crate) mod problem;
 mod server;
 mod settings;
 mod stdio;
 mod suggest;
-mod yaml;
+pub(crate) mod yaml;
 
 #[cfg(test)]
 mod tests;
@@ -49,6 +49,7 @@ pub(crate) use container::ContainerOptions;
 pub(crate) use mount::Mount;
 pub(crate) use problem::{Problems, Warning};
 pub(crate) use settings::Settings;
+pub(crate) use suggest::nearest;
 
 /// The file's names: today's, and the one of old.
 const FILES: [&str; 2] = ["moat.yaml", "agent.yaml"];
@@ -199,14 +200,14 @@ pub(crate) fn load(workspace: &Path) -> Result<Config, Problems> {
     for name in FILES {
         let path = workspace.join(name);
         if let Some(text) = read(&path, name)? {
-            return Ok(Config { file: Some(path), ..parse(name, &text)? });
+            return Ok(Config { file: Some(path), ..parse_in(name, &text, Some(workspace))? });
         }
     }
     Ok(Config::default())
 }
 
 /// A file's text; `None` when there is no such file.
-fn read(path: &Path, name: &str) -> Result<Option<String>, Problems> {
+pub(crate) fn read(path: &Path, name: &str) -> Result<Option<String>, Problems> {
     let failed = |source| Problems::Reading { file: name.to_owned(), source };
     // Before it is opened: a named pipe would wait for a writer.
     match std::fs::metadata(path) {
@@ -234,18 +235,24 @@ fn read(path: &Path, name: &str) -> Result<Option<String>, Problems> {
     Ok(Some(text))
 }
 
-/// Checks a whole file.
+/// Checks a whole file that lies nowhere.
+#[cfg(test)]
 fn parse(file: &str, text: &str) -> Result<Config, Problems> {
+    parse_in(file, text, None)
+}
+
+/// Checks a whole file; what it refers to lies in the workspace.
+fn parse_in(file: &str, text: &str, workspace: Option<&Path>) -> Result<Config, Problems> {
     let root = yaml::parse(text).map_err(|source| Problems::Parsing { file: file.to_owned(), source })?;
     let mut report = Report::new(file);
     let root = root.filter(|root| !root.is_null());
     let top = root.as_ref().and_then(|root| Fields::of(root, String::new(), "the file", &mut report));
-    let mut config = top.map(|top| sections(&top, &mut report)).unwrap_or_default();
+    let mut config = top.map(|top| sections(&top, workspace, &mut report)).unwrap_or_default();
     config.warnings = report.finish()?;
     Ok(config)
 }
 
-fn sections(top: &Fields<'_>, report: &mut Report) -> Config {
+fn sections(top: &Fields<'_>, workspace: Option<&Path>, report: &mut Report) -> Config {
     top.check_keys(&KEYS, report);
     for key in LATER {
         if top.node(key).is_some() {
@@ -253,7 +260,7 @@ fn sections(top: &Fields<'_>, report: &mut Report) -> Config {
         }
     }
     sandbox(top, report);
-    let servers = server::servers(top, report);
+    let servers = server::servers(top, workspace, report);
     let declared = grants(top, report);
     let stdio = stdio::servers(top, &stdio::Others { servers: &servers, grants: &declared }, report);
     let mut grants = declared;

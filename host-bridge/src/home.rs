@@ -144,6 +144,10 @@ impl Home {
     pub(crate) fn network(&self, run: &RunId) -> PathBuf {
         self.run(run).join("network.jsonl")
     }
+    /// What a server's policy counted and learned; a restart of the bridge takes it up again.
+    pub(crate) fn policy_memory(&self, run: &RunId, server: &moat_shared::id::ServerName) -> PathBuf {
+        self.run(run).join(format!("policy-{server}.json"))
+    }
     pub(crate) fn audit(&self, run: &RunId) -> PathBuf {
         self.run(run).join("audit.jsonl")
     }

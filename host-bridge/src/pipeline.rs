@@ -12,7 +12,7 @@
 
 mod back;
 mod confine;
-mod decide;
+pub(crate) mod decide;
 pub(crate) mod error;
 mod forward;
 mod headers;
@@ -166,7 +166,7 @@ impl Pipeline {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     {
         let parsed = parse::parse(placed, request, asked).await?;
-        let decided = decide::decide(parsed);
+        let decided = decide::decide(parsed, &self.recorder)?;
         let renewing =
             Renewing { renewals: &self.renewals, credentials: &self.credentials, recorder: &self.recorder };
         renewing.before(decided.placed(), trace).await?;
@@ -231,8 +231,13 @@ impl Pipeline {
 
     /// Audits a request that was refused for what it is.
     fn deny(&self, run: &RunId, server: Option<&ServerName>, error: &PipelineError) {
-        if error.is_denial() {
-            let event = AuditEvent::RequestDenied { server: server.cloned(), reason: error.to_string() };
+        // What a rule refused is recorded where it was judged.
+        if error.is_denial() && !matches!(error, PipelineError::Denied(_)) {
+            let event = AuditEvent::RequestDenied {
+                server: server.cloned(),
+                reason: error.to_string(),
+                judged: None,
+            };
             self.recorder.audit(run, event);
         }
     }
@@ -290,6 +295,7 @@ fn notice(error: &PipelineError, server: &Server) -> Option<String> {
         | PipelineError::FirstByte { .. }
         | PipelineError::Redirect { .. }
         | PipelineError::ForeignCredential { .. }
+        | PipelineError::PolicyUnavailable { .. }
         | PipelineError::Invalid { .. } => Some(format!("Warning: {error}")),
         _ => None,
     }

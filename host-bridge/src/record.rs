@@ -41,6 +41,9 @@ pub(crate) struct Exchange {
     /// The JSON-RPC method, for a POST that was read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rpc_method: Option<String>,
+    /// What was called: the tool's name, the prompt's, the resource's URI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) operation: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<Failure>,
     /// `refresh`: a request to a token endpoint that one of the run's requests waited for.
@@ -114,7 +117,53 @@ pub(crate) enum AuditEvent {
     CredentialScopeRequired { grant: GrantName, server: ServerName, scopes: String },
     /// A request held something else than the stub, or was refused for another reason. Never a value.
     #[serde(rename = "request.denied")]
-    RequestDenied { server: Option<ServerName>, reason: String },
+    RequestDenied {
+        server: Option<ServerName>,
+        reason: String,
+        /// A policy's rule refused it.
+        #[serde(flatten)]
+        judged: Option<Box<Judged>>,
+    },
+    /// A policy that only audits would have denied it.
+    #[serde(rename = "policy.would_deny")]
+    PolicyWouldDeny {
+        server: ServerName,
+        #[serde(flatten)]
+        judged: Box<Judged>,
+    },
+    /// A policy rewrote arguments or a result. Never a value.
+    #[serde(rename = "policy.redacted")]
+    PolicyRedacted {
+        server: ServerName,
+        #[serde(flatten)]
+        judged: Box<Judged>,
+    },
+    /// A rule that only notes things matched.
+    #[serde(rename = "policy.logged")]
+    PolicyLogged {
+        server: ServerName,
+        #[serde(flatten)]
+        judged: Box<Judged>,
+    },
+    /// A rule could not be evaluated, where that does not deny.
+    #[serde(rename = "policy.error")]
+    PolicyError {
+        server: ServerName,
+        #[serde(flatten)]
+        judged: Box<Judged>,
+    },
+    /// Items of a list were not shown, or would not be.
+    #[serde(rename = "policy.hidden")]
+    PolicyHidden { server: ServerName, list: String, count: usize, enforced: bool },
+    /// A policy came into force.
+    #[serde(rename = "policy.loaded")]
+    PolicyLoaded { server: ServerName, policy: String },
+    /// A changed policy file is not used.
+    #[serde(rename = "policy.reload_failed")]
+    PolicyReloadFailed { server: ServerName, reason: String },
+    /// A changed policy file waits for somebody to accept where it is looser.
+    #[serde(rename = "policy.reload_pending")]
+    PolicyReloadPending { server: ServerName, policy: String, changes: String },
     /// Headers that never travel upstream were dropped (R7).
     #[serde(rename = "header.dropped")]
     HeaderDropped { server: ServerName, header: String },
@@ -124,6 +173,25 @@ pub(crate) enum AuditEvent {
     /// Records were lost because the writer could not keep up or could not write.
     #[serde(rename = "records.lost")]
     RecordsLost { count: u64 },
+}
+
+/// What a policy said of a call.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Judged {
+    pub(crate) scope: String,
+    /// The tool's name, or as in `resources/read:<uri>`.
+    pub(crate) operation: String,
+    /// `request` or `response`.
+    pub(crate) direction: String,
+    pub(crate) rule: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) message: String,
+    pub(crate) enforced: bool,
+    /// The policy's hash.
+    pub(crate) policy: String,
+    /// The start of the arguments, without secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) params_summary: Option<String>,
 }
 
 /// A record on its way to the writer.

@@ -46,6 +46,12 @@ pub(crate) struct Run {
     pub(crate) servers: Vec<Server>,
     #[serde(rename = "cred_profile", default, skip_serializing_if = "Option::is_none")]
     pub(crate) profile: Option<Profile>,
+    /// `claude` and so on, for policies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) agent: Option<String>,
+    /// The host user's name, for policies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
     pub(crate) holder: Process,
     pub(crate) registered: jiff::Timestamp,
 }
@@ -63,6 +69,8 @@ pub(crate) enum RegistryError {
         #[source]
         source: Arc<io::Error>,
     },
+    #[error("MCP server '{0}' has no changed policy that waits, or it has changed again")]
+    NothingToAccept(ServerName),
     #[error("the bridge is leaving")]
     Leaving,
 }
@@ -72,6 +80,7 @@ impl Hint for RegistryError {
         match self {
             Self::Write { .. } => Some("is the disk full, or the directory not writable?".into()),
             Self::Leaving => Some("try again: a new bridge starts by itself".into()),
+            Self::NothingToAccept(_) => Some("look at it again: moat policy reload".into()),
             Self::Unknown(_) | Self::Duplicate(_) => None,
         }
     }
@@ -93,6 +102,10 @@ enum Ask {
     Hold(RunId, Reply<Hold>),
     Stop(RunId, Reply<()>),
     Runs(oneshot::Sender<Vec<RunStatus>>),
+    /// Every server that has a policy.
+    Policies(oneshot::Sender<Vec<(RunId, Server)>>),
+    /// The policy that waits for a server, and has this hash, is accepted.
+    Accept(RunId, ServerName, String, Reply<()>),
     /// Leave, unless `only_if_idle` and there are runs; nothing is registered afterwards.
     Leave {
         only_if_idle: bool,
@@ -138,6 +151,24 @@ impl Registry {
         let (answer, runs) = oneshot::channel();
         self.owner.send(Ask::Runs(answer)).await.map_err(|_| RegistryError::Leaving)?;
         runs.await.map_err(|_| RegistryError::Leaving)
+    }
+
+    /// Every server that has a policy, of every run.
+    pub(crate) async fn policies(&self) -> Result<Vec<(RunId, Server)>, RegistryError> {
+        let (answer, servers) = oneshot::channel();
+        self.owner.send(Ask::Policies(answer)).await.map_err(|_| RegistryError::Leaving)?;
+        servers.await.map_err(|_| RegistryError::Leaving)
+    }
+
+    /// Accepts the policy that waits for a server, if it is the one that was shown. It is on disk when this returns, and
+    /// in force from then on.
+    pub(crate) async fn accept(
+        &self,
+        run: RunId,
+        server: ServerName,
+        sha256: String,
+    ) -> Result<(), RegistryError> {
+        self.ask(|reply| Ask::Accept(run, server, sha256, reply)).await
     }
 
     /// No run is registered or dropped from now on, and what was registered is on disk when this returns.

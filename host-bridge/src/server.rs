@@ -8,8 +8,10 @@ use http::{HeaderName, Uri};
 use moat_shared::{grant::GrantName, id::ServerName};
 use serde::{Deserialize, Serialize};
 
+use crate::policy::bound::Bound;
+
 /// One server that a run may use. Its serialised form is that of runs.json and of the control socket:
-/// `{"name", "url", "auth": {"grant", "header"}?}`.
+/// `{"name", "url", "auth": {"grant", "header"}?, "policy"?}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Server {
@@ -18,6 +20,9 @@ pub(crate) struct Server {
     pub(crate) upstream: Upstream,
     #[serde(rename = "auth", default, skip_serializing_if = "Option::is_none")]
     pub(crate) inject: Option<Injection>,
+    /// What may be done with it; without one, everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<Bound>,
 }
 
 /// Which credential goes into which header.

@@ -92,9 +92,12 @@ impl ErrorKind {
             | Self::RedirectRefused
             | Self::NoCredential
             | Self::NeedsGrant
-            | Self::InsufficientScope
-            | Self::PolicyUnavailable => 502,
-            Self::TunnelDown | Self::VersionMismatch | Self::RunEnded | Self::RefreshUnavailable => 503,
+            | Self::InsufficientScope => 502,
+            Self::TunnelDown
+            | Self::VersionMismatch
+            | Self::RunEnded
+            | Self::RefreshUnavailable
+            | Self::PolicyUnavailable => 503,
             Self::UpstreamTimeout => 504,
         }
     }

@@ -32,8 +32,8 @@ fn what_cannot_be_enforced_stops_the_run() -> Outcome {
     let rig = Rig::new()?;
     let server = "mcp:\n  - name: a\n    url: http://localhost:1/mcp\n";
     for (yaml, word) in [
-        (format!("{server}    policy: linear-readonly\n"), "policy"),
-        (format!("{server}    policy: {{deny: [x]}}\n"), "policy"),
+        (format!("{server}    policy: no-such-pack\n"), "policy"),
+        (format!("{server}    policy: {{deny: []}}\n"), "policy"),
         ("mcp: [notion]\n".to_owned(), "oauth"),
         ("network: {policy: strict}\n".to_owned(), "network.policy"),
     ] {

@@ -219,7 +219,7 @@ mod tests {
         let servers = vec!["a".parse().unwrap(), "b".parse().unwrap()];
         assert_eq!(line(AuditEvent::RunRegistered { servers }), "[10:23:44.500] run.registered servers=a,b");
         assert_eq!(
-            line(AuditEvent::RequestDenied { server: None, reason: "a b\u{1b}[2J".into() }),
+            line(AuditEvent::RequestDenied { server: None, reason: "a b\u{1b}[2J".into(), judged: None }),
             "[10:23:44.500] request.denied reason=\"a b\\u001b[2J\""
         );
     }

@@ -84,6 +84,9 @@ fn text(status: &Status, now: Timestamp) -> String {
                 Some(error) => line(format_args!("  Server {}: {}", server.name, visible(error))),
                 None => line(format_args!("  Server {}: ok", server.name)),
             }
+            if let Some(policy) = &server.policy {
+                line(format_args!("    Policy {}", visible(policy)));
+            }
         }
     }
     text

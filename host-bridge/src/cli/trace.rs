@@ -269,6 +269,7 @@ mod tests {
             duration_ms: Some(3),
             headers: BTreeMap::new(),
             server: "notion".parse().unwrap(),
+            operation: None,
             rpc_method: Some("tools/list".into()),
             error: Some(crate::record::Failure::RejectedCredential),
             oauth: None,

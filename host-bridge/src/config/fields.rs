@@ -9,23 +9,23 @@ use super::{
 
 /// A mapping and where it is.
 #[derive(Debug, Clone)]
-pub(super) struct Fields<'n> {
+pub(crate) struct Fields<'n> {
     /// Like `mcp[0]`; empty at the top level.
-    pub(super) at: String,
-    pub(super) line: usize,
+    pub(crate) at: String,
+    pub(crate) line: usize,
     entries: &'n [Entry],
 }
 
 /// A string and its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Text {
-    pub(super) line: usize,
-    pub(super) text: String,
+pub(crate) struct Text {
+    pub(crate) line: usize,
+    pub(crate) text: String,
 }
 
 impl<'n> Fields<'n> {
     /// The fields of a node that must be a mapping; `what` is what its place is called.
-    pub(super) fn of(node: &'n Node, at: String, what: &str, report: &mut Report) -> Option<Self> {
+    pub(crate) fn of(node: &'n Node, at: String, what: &str, report: &mut Report) -> Option<Self> {
         match &node.value {
             Value::Map(entries) => Some(Self { at, line: node.line, entries }),
             _ => {
@@ -36,7 +36,7 @@ impl<'n> Fields<'n> {
     }
 
     /// Reports keys that are there twice or do not belong here.
-    pub(super) fn check_keys(&self, known: &[&str], report: &mut Report) {
+    pub(crate) fn check_keys(&self, known: &[&str], report: &mut Report) {
         for (index, entry) in self.entries.iter().enumerate() {
             if let Some(first) = self.entries[..index].iter().find(|earlier| earlier.key == entry.key) {
                 let text = format_args!("duplicate key {:?} (first on line {})", entry.key, first.line);
@@ -48,13 +48,13 @@ impl<'n> Fields<'n> {
     }
 
     /// As [`Self::check_keys`] where any key is free.
-    pub(super) fn check_duplicates(&self, report: &mut Report) {
+    pub(crate) fn check_duplicates(&self, report: &mut Report) {
         let known: Vec<_> = self.entries.iter().map(|entry| entry.key.as_str()).collect();
         self.check_keys(&known, report);
     }
 
     /// Every key, once, with its value.
-    pub(super) fn entries(&self) -> impl Iterator<Item = &'n Entry> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &'n Entry> {
         let entries = self.entries;
         entries.iter().enumerate().filter_map(move |(index, entry)| {
             (!entries[..index].iter().any(|earlier| earlier.key == entry.key)).then_some(entry)
@@ -62,17 +62,17 @@ impl<'n> Fields<'n> {
     }
 
     /// A key's value, null included.
-    pub(super) fn raw(&self, key: &str) -> Option<&'n Node> {
+    pub(crate) fn raw(&self, key: &str) -> Option<&'n Node> {
         self.entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value)
     }
 
     /// A key's value; null is none.
-    pub(super) fn node(&self, key: &str) -> Option<&'n Node> {
+    pub(crate) fn node(&self, key: &str) -> Option<&'n Node> {
         self.raw(key).filter(|node| !node.is_null())
     }
 
     /// A string; numbers and booleans are taken as they are written.
-    pub(super) fn text(&self, key: &str, report: &mut Report) -> Option<Text> {
+    pub(crate) fn text(&self, key: &str, report: &mut Report) -> Option<Text> {
         let node = self.node(key)?;
         match &node.value {
             Value::Scalar { text, .. } => Some(Text { line: node.line, text: text.clone() }),
@@ -83,7 +83,7 @@ impl<'n> Fields<'n> {
         }
     }
 
-    pub(super) fn flag(&self, key: &str, report: &mut Report) -> Option<bool> {
+    pub(crate) fn flag(&self, key: &str, report: &mut Report) -> Option<bool> {
         let node = self.node(key)?;
         let flag = match &node.value {
             Value::Scalar { text, .. } => as_bool(text),
@@ -95,7 +95,7 @@ impl<'n> Fields<'n> {
         flag
     }
 
-    pub(super) fn list(&self, key: &str, report: &mut Report) -> Option<&'n [Node]> {
+    pub(crate) fn list(&self, key: &str, report: &mut Report) -> Option<&'n [Node]> {
         let node = self.node(key)?;
         match &node.value {
             Value::List(items) => Some(items),
@@ -107,7 +107,7 @@ impl<'n> Fields<'n> {
     }
 
     /// A list of strings.
-    pub(super) fn texts(&self, key: &str, report: &mut Report) -> Option<Vec<Text>> {
+    pub(crate) fn texts(&self, key: &str, report: &mut Report) -> Option<Vec<Text>> {
         let items = self.list(key, report)?;
         let mut texts = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
@@ -122,7 +122,7 @@ impl<'n> Fields<'n> {
     }
 
     /// The fields of a key whose value must be a mapping, at `<at>.<key>`.
-    pub(super) fn map(&self, key: &str, report: &mut Report) -> Option<Self> {
+    pub(crate) fn map(&self, key: &str, report: &mut Report) -> Option<Self> {
         let node = self.node(key)?;
         match &node.value {
             Value::Map(entries) => Some(Self { at: self.path(key), line: node.line, entries }),
@@ -134,7 +134,7 @@ impl<'n> Fields<'n> {
     }
 
     /// A mapping of strings; null is the empty string.
-    pub(super) fn text_map(&self, key: &str, report: &mut Report) -> BTreeMap<String, Text> {
+    pub(crate) fn text_map(&self, key: &str, report: &mut Report) -> BTreeMap<String, Text> {
         let Some(fields) = self.map(key, report) else { return BTreeMap::new() };
         fields.check_duplicates(report);
         let mut map = BTreeMap::new();
@@ -153,7 +153,7 @@ impl<'n> Fields<'n> {
     }
 
     /// A key's full path.
-    pub(super) fn path(&self, key: &str) -> String {
+    pub(crate) fn path(&self, key: &str) -> String {
         if self.at.is_empty() { key.to_owned() } else { format!("{}.{key}", self.at) }
     }
 

@@ -71,19 +71,19 @@ impl fmt::Display for Warning {
 
 /// Collects what a file's sections complain about.
 #[derive(Debug)]
-pub(super) struct Report {
-    pub(super) file: String,
+pub(crate) struct Report {
+    pub(crate) file: String,
     problems: Vec<Problem>,
-    pub(super) warnings: Vec<Warning>,
+    pub(crate) warnings: Vec<Warning>,
 }
 
 impl Report {
-    pub(super) fn new(file: &str) -> Self {
+    pub(crate) fn new(file: &str) -> Self {
         Self { file: file.to_owned(), problems: Vec::new(), warnings: Vec::new() }
     }
 
     /// A mistake at a place like `mcp[0]`; an empty place is the file's top level.
-    pub(super) fn problem(&mut self, line: usize, at: &str, text: impl fmt::Display) {
+    pub(crate) fn problem(&mut self, line: usize, at: &str, text: impl fmt::Display) {
         let text = printable(&text.to_string());
         let text =
             if at.is_empty() { text } else { format!("{}: {text}", printable(at).replace('\n', "\\n")) };
@@ -91,7 +91,7 @@ impl Report {
     }
 
     /// A key that does not exist here.
-    pub(super) fn unknown_key(&mut self, line: usize, at: &str, key: &str, known: &[&str]) {
+    pub(crate) fn unknown_key(&mut self, line: usize, at: &str, key: &str, known: &[&str]) {
         let shown: String = key.chars().take(80).collect();
         let hint = match suggest::nearest(key, known) {
             Some(near) => format!(" (did you mean {near:?}?)"),
@@ -101,12 +101,12 @@ impl Report {
     }
 
     /// A known key that does nothing yet.
-    pub(super) fn ignored(&mut self, key: &str) {
+    pub(crate) fn ignored(&mut self, key: &str) {
         self.warning(format_args!("'{key}' is not supported yet and is ignored"));
     }
 
     /// A known key that would restrict the run and cannot be enforced: the run must not start without it.
-    pub(super) fn unenforced(&mut self, line: usize, at: &str, what: impl fmt::Display) {
+    pub(crate) fn unenforced(&mut self, line: usize, at: &str, what: impl fmt::Display) {
         self.problem(
             line,
             at,
@@ -114,12 +114,18 @@ impl Report {
         );
     }
 
-    pub(super) fn warning(&mut self, text: impl fmt::Display) {
+    pub(crate) fn warning(&mut self, text: impl fmt::Display) {
         self.warnings.push(Warning(printable(&format!("{}: {text}", self.file))));
     }
 
+    /// Everything that was wrong, by line, and the warnings.
+    pub(crate) fn into_parts(mut self) -> (Vec<Problem>, Vec<String>) {
+        self.problems.sort_by_key(|problem| problem.line);
+        (self.problems, self.warnings.into_iter().map(|warning| warning.0).collect())
+    }
+
     /// Everything that was wrong, by line; or the warnings.
-    pub(super) fn finish(mut self) -> Result<Vec<Warning>, Problems> {
+    pub(crate) fn finish(mut self) -> Result<Vec<Warning>, Problems> {
         if self.problems.is_empty() {
             return Ok(self.warnings);
         }

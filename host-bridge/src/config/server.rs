@@ -1,5 +1,7 @@
 //! `mcp:`: the remote and host-local servers of a run.
 
+use std::path::Path;
+
 use moat_shared::{grant::GrantName, id::ServerName};
 
 use super::{
@@ -14,20 +16,30 @@ use crate::server::{InjectedHeader, Injection, Server, Upstream};
 const KEYS: [&str; 4] = ["name", "url", "auth", "policy"];
 
 /// All entries of `mcp:` that are usable; what is not is in the report.
-pub(super) fn servers(top: &Fields<'_>, report: &mut Report) -> Vec<Server> {
+pub(super) fn servers(top: &Fields<'_>, workspace: Option<&Path>, report: &mut Report) -> Vec<Server> {
     let mut names = Vec::new();
     let items = top.list("mcp", report).unwrap_or_default();
-    items.iter().enumerate().filter_map(|(index, item)| server(item, index, &mut names, report)).collect()
+    items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| server(item, index, &mut names, workspace, report))
+        .collect()
 }
 
-fn server(item: &Node, index: usize, names: &mut Vec<ServerName>, report: &mut Report) -> Option<Server> {
+fn server(
+    item: &Node,
+    index: usize,
+    names: &mut Vec<ServerName>,
+    workspace: Option<&Path>,
+    report: &mut Report,
+) -> Option<Server> {
     let at = format!("mcp[{index}]");
     match &item.value {
         Value::Scalar { text, .. } if !item.is_null() => by_name(item.line, text, &at, names, report),
         Value::Map(_) => {
             let fields = Fields::of(item, at, "an entry", report)?;
             fields.check_keys(&KEYS, report);
-            in_full(&fields, names, report)
+            in_full(&fields, names, workspace, report)
         }
         _ => {
             report.problem(item.line, &at, format_args!("must be a name or a mapping, not {}", item.kind()));
@@ -51,11 +63,16 @@ fn by_name(
     let name = name(line, text, at, names, report)?;
     let upstream = upstream(line, known.url, at, report)?;
     let inject = injection(Some(known.grant), Some(known.header), line, at, report)?;
-    Some(Server { name, upstream, inject: Some(inject) })
+    Some(Server { name, upstream, inject: Some(inject), policy: None })
 }
 
 /// `- name: ...`. Everything is looked at, whatever else is wrong.
-fn in_full(fields: &Fields<'_>, names: &mut Vec<ServerName>, report: &mut Report) -> Option<Server> {
+fn in_full(
+    fields: &Fields<'_>,
+    names: &mut Vec<ServerName>,
+    workspace: Option<&Path>,
+    report: &mut Report,
+) -> Option<Server> {
     let at = fields.at.as_str();
     let given = fields.text("name", report).filter(|name| !name.text.is_empty());
     let checked = match &given {
@@ -70,8 +87,8 @@ fn in_full(fields: &Fields<'_>, names: &mut Vec<ServerName>, report: &mut Report
     let known = given.as_ref().and_then(|name| catalog::find(&name.text));
     let upstream = url(fields, given.as_ref(), known, report);
     let inject = auth(fields, known, upstream.as_ref(), report);
-    policy::refuse(fields, given.as_ref().map_or("", |name| &name.text), report);
-    Some(Server { name: checked?, upstream: upstream?, inject: inject? })
+    let policy = policy::policy(fields, given.as_ref().map_or("", |name| &name.text), workspace, report);
+    Some(Server { name: checked?, upstream: upstream?, inject: inject?, policy: policy? })
 }
 
 fn name(

@@ -1,7 +1,7 @@
 //! Did you mean ...?
 
 /// The known word that a misspelt one is nearest to, if any is near.
-pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     // Bounded: the word is somebody's input.
     let word: String = word.to_ascii_lowercase().chars().take(64).collect();
     known

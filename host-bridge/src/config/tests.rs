@@ -99,11 +99,11 @@ fn one_message_each(text: &str, expected: &str) {
     assert_eq!(problems(text), [expected]);
 }
 
-#[test_case("linear-readonly", "'policy' is not supported yet, and a run does not start without it"; "pack")]
-#[test_case(".keep/rules.yaml", "'policy' is not supported yet, and a run does not start without it"; "file")]
-#[test_case("rules.yml", "'policy' is not supported yet, and a run does not start without it"; "file by its end")]
-#[test_case("{deny: [a_*], mode: audit}", "'policy' is not supported yet, and a run does not start without it"; "inline")]
-#[test_case("readonly", "MCP server \"a\" policy: unknown starter pack \"readonly\" — available packs: linear-readonly"; "unknown pack")]
+#[test_case(".keep/rules.yaml", "MCP server \"a\" policy: policy file not found: .keep/rules.yaml"; "file")]
+#[test_case("rules.yml", "MCP server \"a\" policy: policy file not found: rules.yml"; "file by its end")]
+#[test_case("jira-readonly", "MCP server \"a\" policy: unknown starter pack \"jira-readonly\" — available packs: linear-readonly, github-readonly, notion-readonly, sentry-readonly, stripe-readonly, readonly"; "unknown pack")]
+#[test_case("{allow: []}", "invalid inline policy: 'allow' is empty, so nothing could be called; leave the server out instead"; "empty allow list")]
+#[test_case("{deny: ['a[']}", "invalid inline policy: 'deny' has an entry \"a[\" that is not a valid pattern: a class [...] that does not end"; "bad pattern")]
 #[test_case("{deny: [a], mode: warn}", "invalid policy mode \"warn\": must be \"enforce\" or \"audit\""; "mode")]
 #[test_case("{mode: audit}", "inline policy must have at least one deny rule; use a file path or pack name for file-based policies"; "no rule")]
 #[test_case("{deny: []}", "inline policy must have at least one deny rule; use a file path or pack name for file-based policies"; "empty rules")]
@@ -111,7 +111,7 @@ fn one_message_each(text: &str, expected: &str) {
 #[test_case("{deny: a}", "invalid inline policy: 'deny' must be a list of tool names"; "deny kind")]
 #[test_case("[a]", "policy must be a string (file path or pack name) or mapping (inline rules), got list"; "list")]
 #[test_case("", "policy must be a string (file path or pack name) or mapping (inline rules), got null"; "nothing")]
-fn no_policy_is_ignored(policy: &str, expected: &str) {
+fn a_policy_that_cannot_be_kept_is_a_mistake(policy: &str, expected: &str) {
     let text = format!("mcp:\n  - name: a\n    url: https://h/\n    policy: {policy}\n");
     assert_eq!(problems(&text), [format!("4: mcp[0]: {expected}")]);
 }
@@ -352,4 +352,44 @@ proptest::proptest! {
     fn no_bytes_panic(text in "\\PC{0,100}") {
         let _any = parse("moat.yaml", &text);
     }
+}
+
+#[test]
+fn every_form_of_policy_becomes_rules() {
+    let rules = |policy: &str| {
+        let parsed = config(&format!("mcp:\n  - name: a\n    url: https://h/\n    policy: {policy}\n"));
+        let set = parsed.servers[0].policy.as_ref().unwrap().rule_set().unwrap();
+        let rules: Vec<String> = set.rules.iter().map(|rule| rule.name.clone()).collect();
+        (set.mode.as_str(), rules.join(" "))
+    };
+    assert_eq!(rules("linear-readonly"), ("enforce", "deny-non-read".to_owned()));
+    assert_eq!(rules("{deny: [a_*, b], mode: audit}"), ("audit_only", "deny-a_* deny-b".to_owned()));
+    assert_eq!(rules("{allow: [get_*], deny: [get_x]}"), ("enforce", "deny-get_x allow-list".to_owned()));
+}
+
+#[test]
+fn a_rule_file_is_read_with_all_its_mistakes_and_warnings() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("moat.yaml", "mcp:\n  - name: tracker\n    url: https://h/\n    policy: rules.yaml\n");
+    write(
+        "rules.yaml",
+        "scope: tracker\nrules:\n- name: a\n  action: deny\n  match: {when: \"params.x == 'Bash'\"}\n",
+    );
+    let config = load(dir.path()).unwrap();
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert!(
+        warnings.iter().any(|w| w.contains("rules.yaml:3: rule \"a\"") && w.contains("'Bash'")),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings.iter().any(|w| w.contains("has no 'mode'") && w.contains("mode: enforce")),
+        "{warnings:?}"
+    );
+    write("rules.yaml", "scope: other\nrules:\n- name: a\n  action: allow\n");
+    let error = load(dir.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("scope \"other\" does not belong") && error.contains("action \"allow\" is invalid"),
+        "{error}"
+    );
 }

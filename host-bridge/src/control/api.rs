@@ -6,6 +6,8 @@
 //! | `GET /v1/runs/<id>/hold` | 200, JSON lines of [`HoldEvent`] for as long as the command holds the run |
 //! | `POST /v1/runs/<id>/stop` | 202; the holder is told |
 //! | `DELETE /v1/runs/<id>` | 204; its tunnels are closed |
+//! | `GET /v1/runs/<id>/policies` | 200, a list of [`PolicyState`] |
+//! | `POST /v1/runs/<id>/policies` [`Accept`] | 204; the policy that waited is on disk and in force |
 //! | `GET /v1/status` | 200 [`Status`] |
 //! | `POST /v1/shutdown` | 202; drains and leaves |
 
@@ -19,7 +21,7 @@ use moat_shared::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{home::Profile, server::Server};
+use crate::{home::Profile, policy::model::RuleSet, server::Server};
 
 /// Why the bridge says no.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,6 +49,11 @@ pub(crate) struct Register {
     pub(crate) servers: Vec<Server>,
     /// Whose credentials.
     pub(crate) profile: Option<Profile>,
+    /// The agent's name, and that of the host's user: for policies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) agent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
     /// The process that holds the run. When it is gone and nobody else holds the run, the run is over.
     pub(crate) holder: Process,
 }
@@ -168,4 +175,69 @@ pub(crate) struct ServerStatus {
     pub(crate) name: ServerName,
     /// The last thing that went wrong, for people.
     pub(crate) last_error: Option<String>,
+    /// In one line, what policy it has and whether a change waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<String>,
+}
+
+/// A server's policy, as it is in force.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PolicyState {
+    pub(crate) server: ServerName,
+    /// Where it came from.
+    pub(crate) source: String,
+    pub(crate) sha256: String,
+    /// The rules that were accepted; none where they cannot be read.
+    pub(crate) accepted: Option<RuleSet>,
+    /// Why nothing of this server may pass.
+    pub(crate) closed: Option<String>,
+    /// What waits to be accepted; it is judged as well.
+    pub(crate) pending: Option<RuleSet>,
+    /// Why the file as it is now is not used.
+    pub(crate) broken: Option<String>,
+}
+
+impl PolicyState {
+    pub(crate) fn of(server: &Server) -> Option<Self> {
+        let bound = server.policy.as_ref()?;
+        let state = bound.state();
+        Some(Self {
+            server: server.name.clone(),
+            source: bound.source.shown().to_owned(),
+            sha256: bound.sha256.clone(),
+            accepted: state.accepted.as_ref().ok().map(|policy| policy.set.clone()),
+            closed: state.accepted.as_ref().err().cloned(),
+            pending: state.pending.as_ref().map(|policy| policy.set.clone()),
+            broken: state.broken.clone(),
+        })
+    }
+
+    /// `linear-readonly: enforce, 1 rule`
+    pub(crate) fn line(&self) -> String {
+        let mut line = self.source.clone();
+        if let Some(set) = &self.accepted {
+            let count = set.rules.len();
+            let rules = if count == 1 { "rule" } else { "rules" };
+            line.push_str(&format!(": {}, {count} {rules}", set.mode.as_str()));
+        }
+        if let Some(closed) = &self.closed {
+            line.push_str(&format!(": closed, nothing passes: {closed}"));
+        }
+        if self.pending.is_some() {
+            line.push_str("; a change waits for 'moat policy reload'");
+        }
+        if let Some(broken) = &self.broken {
+            line.push_str(&format!("; the changed file is not used: {broken}"));
+        }
+        line
+    }
+}
+
+/// Accepts what waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Accept {
+    pub(crate) server: ServerName,
+    /// Of what was shown, so that nothing else is accepted.
+    pub(crate) sha256: String,
 }

@@ -11,7 +11,7 @@ use moat_shared::{hint::Hint, id::RunId};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
-use super::api::{HoldEvent, Problem, Register, Registered, Status};
+use super::api::{Accept, HoldEvent, PolicyState, Problem, Register, Registered, Status};
 use crate::{build, home::Home};
 
 /// Longer than any disk needs to take a registration.
@@ -118,6 +118,18 @@ impl Client {
     /// Asks the run's holder to stop it.
     pub(crate) async fn stop(&self, run: &RunId) -> Result<(), ClientError> {
         ask_nothing(&self.socket, Method::POST, &format!("/v1/runs/{run}/stop")).await
+    }
+
+    /// The policies of a run's servers.
+    pub(crate) async fn policies(&self, run: &RunId) -> Result<Vec<PolicyState>, ClientError> {
+        ask(&self.socket, Method::GET, &format!("/v1/runs/{run}/policies"), None::<&()>).await
+    }
+
+    /// Accepts a policy that waits. It is on disk and in force when this returns.
+    pub(crate) async fn accept(&self, run: &RunId, wish: &Accept) -> Result<(), ClientError> {
+        let path = format!("/v1/runs/{run}/policies");
+        let exchange = open(&self.socket, Method::POST, &path, Some(wish));
+        timeout(ANSWER, exchange).await.map_err(|_| ClientError::Timeout)?.map(drop)
     }
 
     /// Asks the bridge to drain and leave. Runs stay registered.

@@ -23,7 +23,7 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use super::api::{Problem, Register, Registered, Status};
+use super::api::{Accept, PolicyState, Problem, Register, Registered, Status};
 use crate::{
     build,
     cli::with_causes,
@@ -168,6 +168,7 @@ impl From<RegistryError> for Refusal {
         let status = match error {
             RegistryError::Unknown(_) => StatusCode::NOT_FOUND,
             RegistryError::Duplicate(_) => StatusCode::BAD_REQUEST,
+            RegistryError::NothingToAccept(_) => StatusCode::CONFLICT,
             RegistryError::Write { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             RegistryError::Leaving => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -193,6 +194,15 @@ async fn answer(state: &State, drain: Drain, request: Request<Incoming>) -> Resu
             state.registry.unregister(run_id(run)?, "its command ended it".to_owned()).await?;
             Ok(empty(StatusCode::NO_CONTENT))
         }
+        (&Method::GET, ["v1", "runs", run, "policies"]) => {
+            Ok(json(StatusCode::OK, &policies(state, &run_id(run)?).await?))
+        }
+        (&Method::POST, ["v1", "runs", run, "policies"]) => {
+            let run = run_id(run)?;
+            let Accept { server, sha256 } = read(request).await?;
+            state.registry.accept(run, server, sha256).await?;
+            Ok(empty(StatusCode::NO_CONTENT))
+        }
         (&Method::POST, ["v1", "shutdown"]) => {
             tracing::info!("asked to leave");
             state.shutdown.notify_one();
@@ -213,6 +223,16 @@ async fn register(state: &State, wish: Register) -> Result<Response<Body>, Refus
             Err(Refusal::of(StatusCode::INTERNAL_SERVER_ERROR, &error))
         }
     }
+}
+
+/// The policies of a run, with what waits to be accepted.
+async fn policies(state: &State, run: &RunId) -> Result<Vec<PolicyState>, Refusal> {
+    let known = state.registry.runs().await?.iter().any(|status| status.run == *run);
+    if !known {
+        return Err(RegistryError::Unknown(run.clone()).into());
+    }
+    let servers = state.registry.policies().await?.into_iter().filter(|(owner, _)| owner == run);
+    Ok(servers.filter_map(|(_, server)| PolicyState::of(&server)).collect())
 }
 
 async fn status(state: &State) -> Result<Status, Refusal> {

@@ -198,6 +198,7 @@ mod tests {
                 grant: grant.parse().unwrap(),
                 header: InjectedHeader::try_from(header.to_owned()).unwrap(),
             }),
+            policy: None,
         }
     }
 

@@ -12,6 +12,7 @@
 mod decode;
 mod events;
 mod relay;
+mod review;
 mod watch;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ use self::{
     decode::Coding,
     events::{Endpoint, Events},
     relay::{Relay, Scrub},
+    review::{ANSWER_MAX, Reviewed, Reviewer},
     watch::Watch,
 };
 use super::{
@@ -77,11 +79,18 @@ pub(super) async fn back(
         return Ok(head.map(|()| Empty::new().map_err(|never| match never {}).boxed_unsync()));
     }
     let media = media_type(&parts.headers);
+    // Who resumes a stream, or listens, may get answers to anything.
+    let listening = method != Method::POST || asked.method().as_deref() == Some("subscriptions/listen");
+    let reviewer = Reviewer::new(&placed, (!listening).then_some(&asked), asked.is_modern(), way.recorder);
     let events = (media == b"text/event-stream").then(|| {
         head.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         trace.streaming();
         events_of(&method, &asked, &placed, way.handles)
     });
+    let (events, reviewer) = match (events, reviewer) {
+        (Some(events), Some(reviewer)) => (Some(events.reviewed(reviewer)), None),
+        other => other,
+    };
     let scrub = credential.map(|credential| Scrub {
         scrubber: Scrubber::new(credential.forms),
         grant: credential.token.grant().clone(),
@@ -92,6 +101,9 @@ pub(super) async fn back(
     let server = placed.server().name.to_string();
     let whole = events.is_none();
     let relay = Relay::new(body, decoder, scrub, events, server.clone(), trace);
+    if let Some(reviewer) = reviewer.filter(|_| whole) {
+        return review_whole(relay, &reviewer, &media, head, server).await;
+    }
     if whole {
         return match hold_back(relay).await {
             Held::Whole(bytes) => {
@@ -192,6 +204,59 @@ fn events_of(method: &Method, asked: &Asked, placed: &Placed, handles: &Handles)
         return Events::listening(None);
     }
     Events::answering(Watch::new(asked.clone()))
+}
+
+/// Judges an answer that is no stream: it is held back whole.
+async fn review_whole<U>(
+    mut relay: Relay<U>,
+    reviewer: &Reviewer,
+    media: &[u8],
+    mut head: Response<()>,
+    server: String,
+) -> Result<Response<Body>, (PipelineError, Trace)>
+where
+    U: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+{
+    let is_json = media == b"application/json";
+    if !is_json && !reviewer.judges_results() {
+        return Ok(head.map(|()| relay.boxed_unsync()));
+    }
+    let mut taken: Vec<Bytes> = Vec::new();
+    let mut length = 0;
+    while let Some(frame) = relay.frame().await {
+        match frame {
+            Ok(frame) => {
+                let bytes = frame.into_data().unwrap_or_default();
+                length += bytes.len();
+                taken.push(bytes);
+            }
+            Err(_) => return Err((PipelineError::Lost { server }, relay.into_trace())),
+        }
+        if length > ANSWER_MAX {
+            break;
+        }
+    }
+    if length > ANSWER_MAX && !reviewer.judges_results() {
+        // A list that cannot be held: the calls are judged all the same.
+        relay.give_back(taken);
+        return Ok(head.map(|()| relay.boxed_unsync()));
+    }
+    let whole = joined(taken, length);
+    let reviewed = match (length, is_json) {
+        (0, _) => Reviewed::AsItIs,
+        (..=ANSWER_MAX, true) => reviewer.review(&whole),
+        // Not held whole, or nothing that can be judged.
+        _ => Reviewed::Withheld,
+    };
+    let bytes = match reviewed {
+        Reviewed::AsItIs => whole,
+        Reviewed::Changed(bytes) => bytes.into(),
+        Reviewed::Withheld => {
+            head.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            reviewer.instead().into()
+        }
+    };
+    Ok(head.map(|()| Full::new(bytes).map_err(|never| match never {}).boxed_unsync()))
 }
 
 enum Held<U> {

@@ -13,7 +13,11 @@ use moat_shared::{
     wire::ErrorKind,
 };
 
-use super::{Body, parse::Fault};
+use super::{
+    Body,
+    decide::{Refusal, Unjudgeable},
+    parse::Fault,
+};
 use crate::{record::Failure, upstream::ConnectFailure};
 
 /// Everything that can keep a request from its upstream's answer.
@@ -72,6 +76,17 @@ pub(crate) enum PipelineError {
     /// The scopes are fit for a command line, or absent.
     #[error("server '{server}' asks for more rights. On the host run: {}{}", grant.command(), scopes.as_ref().map(|s| format!(" --scopes \"{s}\"")).unwrap_or_default())]
     InsufficientScope { server: String, grant: GrantName, scopes: Option<String> },
+    /// There is a policy, and two readers could take the body for different calls.
+    #[error("MCP request blocked — invalid JSON body: {0}")]
+    Unjudgeable(Unjudgeable),
+    /// The policy that the run was registered with cannot be had.
+    #[error(
+        "the policy of MCP server '{server}' is not available, so nothing passes: {reason}. Start the run anew"
+    )]
+    PolicyUnavailable { server: String, reason: String },
+    /// A rule refuses it.
+    #[error("{0}")]
+    Denied(Box<Refusal>),
     #[error("the answer of MCP server '{server}' cannot be relayed: {what}")]
     Invalid { server: String, what: &'static str },
 }
@@ -107,6 +122,9 @@ fn answer(error: &PipelineError) -> (ErrorKind, i32, Failure) {
         },
         E::FirstByte { .. } => (ErrorKind::UpstreamTimeout, OwnError::CODE, Failure::Timeout),
         E::Lost { .. } => (ErrorKind::UpstreamLost, OwnError::CODE, Failure::Lost),
+        E::Unjudgeable(_) => (ErrorKind::BadRequest, OwnError::INVALID, Failure::BadRequest),
+        E::PolicyUnavailable { .. } => (ErrorKind::PolicyUnavailable, OwnError::CODE, Failure::Denied),
+        E::Denied(_) => (ErrorKind::Denied, OwnError::CODE, Failure::Denied),
         E::Redirect { .. } => (ErrorKind::RedirectRefused, OwnError::CODE, Failure::Redirect),
         E::Rejected { .. } => {
             (ErrorKind::UpstreamRejectedCredential, OwnError::CODE, Failure::RejectedCredential)
@@ -157,8 +175,15 @@ impl PipelineError {
     pub(crate) fn response(&self, id: Option<&RawId>, server: Option<&str>) -> Response<Body> {
         let (kind, code, _) = answer(self);
         let message = self.message();
-        let body = OwnError { id, kind, server, message: &message, code }.body();
-        let status = StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::BAD_GATEWAY);
+        let body = match self {
+            Self::Denied(refusal) => refusal.body(server),
+            _ => OwnError { id, kind, server, message: &message, code }.body(),
+        };
+        let status = match self {
+            // The old transport reads no answer of a POST but its status.
+            Self::Denied(refusal) if refusal.legacy => StatusCode::FORBIDDEN,
+            _ => StatusCode::from_u16(kind.status()).unwrap_or(StatusCode::BAD_GATEWAY),
+        };
         let mut response =
             Response::new(Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed_unsync());
         *response.status_mut() = status;

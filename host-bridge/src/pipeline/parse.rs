@@ -6,7 +6,7 @@
 //!                 └► fault ──► 400, the upstream never heard of it
 //! ```
 //!
-//! A body that a policy has to judge will be held back whole, up to [`moat_shared::limits::JUDGED_BODY`].
+//! A body that a policy has to judge is held back whole, up to [`moat_shared::limits::JUDGED_BODY`].
 
 pub(super) mod claims;
 pub(super) mod envelope;
@@ -18,13 +18,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, header};
 use http_body::Body as HttpBody;
-use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use moat_shared::{limits, rpc::RawId};
 
 pub(crate) use self::json::Fault;
 use self::{
     claims::Claims,
-    envelope::Envelope,
+    envelope::{Envelope, Message},
     json::{Reader, Rigour},
     passing::Passing,
 };
@@ -44,8 +44,8 @@ pub(super) struct Parsed {
     headers: HeaderMap,
     body: RequestBody,
     asked: Asked,
-    /// All of the body, where the request may have to be sent again.
-    whole: Option<Vec<Bytes>>,
+    /// All of the body, where a policy judges it, or where the request may have to be sent again.
+    whole: Option<Bytes>,
 }
 
 impl Parsed {
@@ -55,8 +55,10 @@ impl Parsed {
 
     /// The same request once more, if all of it is at hand and its server may ask for it.
     pub(super) fn again(&self) -> Option<Self> {
+        super::renew::grant_of(self.placed.server())?;
         let whole = self.whole.clone()?;
-        let body = Passing::<UnsyncBoxBody<Bytes, PipelineError>>::new(whole, None, self.asked.clone());
+        let held = if whole.is_empty() { Vec::new() } else { vec![whole] };
+        let body = Passing::<UnsyncBoxBody<Bytes, PipelineError>>::new(held, None, self.asked.clone());
         Some(Self {
             placed: self.placed.clone(),
             method: self.method.clone(),
@@ -65,6 +67,23 @@ impl Parsed {
             asked: self.asked.clone(),
             whole: None,
         })
+    }
+    pub(super) fn asked(&self) -> &Asked {
+        &self.asked
+    }
+    pub(super) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+    /// The whole body, where there is one and the server has a policy.
+    pub(super) fn whole(&self) -> Option<&Bytes> {
+        self.whole.as_ref().filter(|body| !body.is_empty())
+    }
+    /// With another body, which was made of the judged one.
+    pub(super) fn with_body(self, body: Vec<u8>) -> Self {
+        // It is also what is sent again.
+        let whole = Bytes::from(body);
+        let body = Full::new(whole.clone()).map_err(|never| match never {}).boxed_unsync();
+        Self { body, whole: Some(whole), ..self }
     }
 
     /// Apart: where it goes, with what method and headers, and what it says.
@@ -88,6 +107,28 @@ impl Asked {
             [message] if !message.response => message.id.clone(),
             _ => None,
         }
+    }
+
+    /// It speaks a revision that repeats arguments in headers.
+    pub(super) fn mark_modern(&self) {
+        self.judge().modern = true;
+    }
+    pub(super) fn is_modern(&self) -> bool {
+        self.judge().modern
+    }
+
+    /// What the one request calls, for the trace.
+    pub(super) fn operation(&self) -> Option<String> {
+        match self.judge().envelope.messages() {
+            [message] => message.name.clone().or_else(|| message.uri.clone()),
+            _ => None,
+        }
+    }
+
+    /// The requests, with what they ask for.
+    pub(super) fn requests(&self) -> Vec<Message> {
+        let judge = self.judge();
+        judge.envelope.messages().iter().filter(|m| m.method.is_some() && m.id.is_some()).cloned().collect()
     }
 
     /// The ids of all requests, each of which waits for a response.
@@ -124,6 +165,7 @@ struct Judge {
     claims: Claims,
     taken: u64,
     fault: Option<PipelineError>,
+    modern: bool,
 }
 
 impl Default for Judge {
@@ -134,6 +176,7 @@ impl Default for Judge {
             claims: Claims::default(),
             taken: 0,
             fault: None,
+            modern: false,
         }
     }
 }
@@ -184,7 +227,10 @@ where
     let mut held = Vec::new();
     let mut length = 0;
     let mut over = body.is_end_stream();
-    while !over && length < HOLD {
+    // What is judged is held back whole; longer is refused, never judged in half.
+    let policed = placed.server().policy.is_some();
+    let hold = if policed { limits::JUDGED_BODY } else { HOLD };
+    while !over && length < hold {
         let Some(frame) = body.frame().await else {
             over = true;
             break;
@@ -205,9 +251,16 @@ where
     if over && length > 0 {
         asked.judge().finish()?;
     }
-    let whole = (over && super::renew::grant_of(placed.server()).is_some()).then(|| held.clone());
-    let body = Passing::new(held, (!over).then_some(body), asked.clone()).boxed_unsync();
-    Ok(Parsed { placed, method: head.method, headers: head.headers, body, asked, whole })
+    if policed && (!over || length > limits::JUDGED_BODY) {
+        return Err(PipelineError::Body(Fault::TooLong));
+    }
+    let again = over && super::renew::grant_of(placed.server()).is_some();
+    let whole = (policed || again).then(|| match held.as_slice() {
+        [only] => only.clone(),
+        parts => Bytes::from(parts.concat()),
+    });
+    let body = Passing::new(held, (!over).then_some(body), asked.clone());
+    Ok(Parsed { placed, method: head.method, headers: head.headers, body: body.boxed_unsync(), asked, whole })
 }
 
 /// The id of a request that will not be sent, if it comes at once. For answers only.

@@ -27,6 +27,7 @@ pub(super) struct Placed {
     /// Index into the run's servers, which never change.
     index: usize,
     target: PathAndQuery,
+    legacy: bool,
 }
 
 impl Placed {
@@ -35,6 +36,10 @@ impl Placed {
     }
     pub(super) fn server(&self) -> &Server {
         &self.run.servers[self.index]
+    }
+    /// Is it a message of the old transport, whose answer comes on another stream?
+    pub(super) fn is_legacy_message(&self) -> bool {
+        self.legacy
     }
     /// Path and query at the upstream.
     pub(super) fn target(&self) -> &PathAndQuery {
@@ -62,6 +67,7 @@ pub(super) fn place(
     }
     let server = &run.servers[index];
     let mut segments = rest.split('/').skip(1);
+    let legacy = rest.split('/').nth(1) == Some(LEGACY_MESSAGE_SEGMENT);
     let target = match (segments.next(), segments.next(), segments.next()) {
         (Some(LEGACY_MESSAGE_SEGMENT), Some(handle), None) if uri.query().is_none() => {
             handles.find(&run.id, &server.name, handle).ok_or(PipelineError::NoSuchPath)?
@@ -71,7 +77,7 @@ pub(super) fn place(
         _ if names_well_known(rest) => return Err(PipelineError::NoSuchPath),
         _ => confine::join(&server.upstream, rest, uri.query()).map_err(PipelineError::Unconfined)?,
     };
-    Ok(Placed { run: run.clone(), index, target })
+    Ok(Placed { run: run.clone(), index, target, legacy })
 }
 
 /// Also with a path parameter, which some servers take off.

@@ -41,6 +41,7 @@ impl Trace {
             headers: BTreeMap::new(),
             server: server.name.clone(),
             rpc_method: None,
+            operation: None,
             error: None,
             oauth: None,
         };
@@ -69,6 +70,7 @@ impl Trace {
             duration_ms: Some(u64::try_from(renewal.took.as_millis()).unwrap_or(u64::MAX)),
             headers: BTreeMap::new(),
             server: self.exchange.server.clone(),
+            operation: None,
             rpc_method: None,
             error: renewal.status.is_none().then_some(Failure::Lost),
             oauth: Some("refresh".to_owned()),
@@ -95,6 +97,7 @@ impl Trace {
         let duration = self.started.elapsed().as_millis();
         self.exchange.duration_ms = Some(u64::try_from(duration).unwrap_or(u64::MAX));
         self.exchange.rpc_method = self.asked.method();
+        self.exchange.operation = self.asked.operation();
         self.exchange.error = failure;
         self.recorder.exchange(&self.run, self.exchange.clone());
     }

@@ -23,6 +23,10 @@ use crate::{
     credentials::{Credential, Store},
     env::Environment,
     home::Home,
+    policy::{
+        bound::{Bound, Source},
+        file::{self, Scopes},
+    },
     record::{AuditEvent, Exchange, Record, Recorder},
     registry::Run,
     upstream::Patience,
@@ -57,6 +61,19 @@ pub(super) fn run_named(id: &str, servers: &[Entry<'_>]) -> Arc<Run> {
         "registered": "2026-01-01T00:00:00Z",
     });
     Arc::new(serde_json::from_value(run).unwrap())
+}
+
+/// A run whose server `x` has this policy.
+pub(super) fn with_policy(upstream: &str, bound: &Bound) -> Arc<Run> {
+    let mut run = Run::clone(&run(&[("x", upstream, None)]));
+    run.servers[0].policy = Some(bound.clone());
+    Arc::new(run)
+}
+
+/// A policy from the text of a rule file without its scope.
+pub(super) fn rules(yaml: &str) -> Bound {
+    let loaded = file::read(&format!("scope: x\n{yaml}"), "x.yaml", &Scopes::of_server("x")).unwrap();
+    Bound::new(Source::Inline, &loaded.policy.set)
 }
 
 /// The credential that every test injects.

@@ -3,6 +3,7 @@
 
 mod answers;
 mod loss;
+mod policies;
 mod requests;
 mod secrets;
 mod streams;

@@ -177,6 +177,8 @@ pub(super) mod tests {
             workspace: "/home/me/project".to_owned(),
             servers: serde_json::from_str(servers).unwrap(),
             profile: Some("work".parse().unwrap()),
+            agent: Some("claude".to_owned()),
+            user: None,
             holder: crate::control::api::Process::current(),
             registered: jiff::Timestamp::UNIX_EPOCH,
         }

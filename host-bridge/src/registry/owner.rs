@@ -20,10 +20,12 @@ use super::{
     durable::{self, Unreadable},
 };
 use crate::{
-    control::api::{HoldEvent, Register, RunStatus, ServerStatus, TunnelStatus},
+    control::api::{HoldEvent, PolicyState, Register, RunStatus, ServerStatus, TunnelStatus},
     home::Home,
     pipeline::{News, Notice},
+    policy::{bound::Bound, follow},
     record::{AuditEvent, Recorder},
+    server::Server,
 };
 
 const QUEUE: usize = 1024;
@@ -87,6 +89,14 @@ enum Waiting {
     Registered(Arc<Run>, Reply<Arc<Run>>),
     Gone(Reply<()>),
     Left(oneshot::Sender<bool>),
+    /// A run's server got another policy.
+    Accepted {
+        run: RunId,
+        before: Arc<Run>,
+        policy: Bound,
+        server: ServerName,
+        reply: Reply<()>,
+    },
 }
 
 enum Event {
@@ -112,6 +122,16 @@ impl Owner {
                 file = %path.display(), line = entry.line, run = entry.id.as_deref().unwrap_or("?"),
                 reason = %entry.reason, "a run cannot be read and is not served; it stays in the file"
             );
+        }
+        for run in &loaded.runs {
+            for (server, bound) in
+                run.servers.iter().filter_map(|s| s.policy.as_ref().map(|bound| (s, bound)))
+            {
+                follow::restore(home, &run.id, &server.name, bound);
+                if let Err(reason) = &bound.state().accepted {
+                    tracing::error!(run = %run.id, server = %server.name, reason, "nothing of this server passes");
+                }
+            }
         }
         let runs: BTreeMap<_, _> =
             loaded.runs.into_iter().map(|run| (run.id.clone(), Entry::new(Arc::new(run)))).collect();
@@ -208,6 +228,8 @@ impl Owner {
                 runs.sort_by_key(|run| run.registered);
                 send(answer, runs);
             }
+            Ask::Policies(answer) => send(answer, self.policies()),
+            Ask::Accept(run, server, sha256, reply) => self.accept(run, server, &sha256, reply),
             Ask::Leave { only_if_idle: true, answer } if self.occupied() > 0 => send(answer, false),
             Ask::Leave { answer, .. } => {
                 self.leaving = true;
@@ -233,10 +255,43 @@ impl Owner {
             workspace: wish.workspace,
             servers: wish.servers,
             profile: wish.profile,
+            agent: wish.agent,
+            user: wish.user,
             holder: wish.holder,
             registered: Timestamp::now(),
         };
         self.next.push(Waiting::Registered(Arc::new(run), reply));
+    }
+
+    fn policies(&self) -> Vec<(RunId, Server)> {
+        let servers = self.runs.iter().flat_map(|(id, entry)| {
+            entry
+                .run
+                .servers
+                .iter()
+                .filter(|server| server.policy.is_some())
+                .map(|server| (id.clone(), server.clone()))
+        });
+        servers.collect()
+    }
+
+    /// Puts the policy that waits in the place of the accepted one; in force once it is on disk.
+    fn accept(&mut self, run: RunId, server: ServerName, sha256: &str, reply: Reply<()>) {
+        let entry = match self.entry(&run) {
+            Ok(entry) => entry,
+            Err(error) => return send(reply, Err(error)),
+        };
+        let mut changed = Run::clone(&entry.run);
+        let bound =
+            changed.servers.iter_mut().find(|other| other.name == server).and_then(|s| s.policy.as_mut());
+        let waiting = bound.and_then(|bound| {
+            let pending = bound.state().pending.clone().filter(|pending| pending.hash == sha256)?;
+            *bound = bound.with(&pending);
+            Some(bound.clone())
+        });
+        let Some(policy) = waiting else { return send(reply, Err(RegistryError::NothingToAccept(server))) };
+        let before = std::mem::replace(&mut entry.run, Arc::new(changed));
+        self.next.push(Waiting::Accepted { run, before, policy, server, reply });
     }
 
     fn unused_id(&self) -> RunId {
@@ -325,7 +380,7 @@ impl Owner {
         self.current = std::mem::take(&mut self.next);
         let joining = self.current.iter().filter_map(|waiting| match waiting {
             Waiting::Registered(run, _) => Some(run),
-            Waiting::Gone(_) | Waiting::Left(_) => None,
+            Waiting::Gone(_) | Waiting::Left(_) | Waiting::Accepted { .. } => None,
         });
         let runs: Vec<Arc<Run>> =
             self.runs.values().map(|entry| &entry.run).chain(joining).cloned().collect();
@@ -357,6 +412,19 @@ impl Owner {
                 (Waiting::Registered(_, reply), Some(error)) => send(reply, Err(error)),
                 (Waiting::Gone(reply), error) => send(reply, error.map_or(Ok(()), Err)),
                 (Waiting::Left(answer), _) => send(answer, true),
+                (Waiting::Accepted { run, policy, server, reply, .. }, None) => {
+                    policy.take_effect();
+                    tracing::info!(%run, %server, policy = policy.sha256, "a changed policy was accepted");
+                    self.recorder
+                        .audit(&run, AuditEvent::PolicyLoaded { server, policy: policy.sha256.clone() });
+                    send(reply, Ok(()));
+                }
+                (Waiting::Accepted { run, before, reply, .. }, Some(error)) => {
+                    if let Some(entry) = self.runs.get_mut(&run) {
+                        entry.run = before;
+                    }
+                    send(reply, Err(error));
+                }
             }
         }
         for run in abandoned {
@@ -439,14 +507,15 @@ impl Entry {
 
     fn status(&self) -> RunStatus {
         let open = self.tunnel.as_ref().filter(|(keep, _)| !keep.is_closed());
-        let server = |name: &ServerName| ServerStatus {
-            name: name.clone(),
+        let server = |server: &Server| ServerStatus {
+            name: server.name.clone(),
             last_error: self
                 .troubles
-                .get(name)
+                .get(&server.name)
                 .filter(|trouble| !trouble.mended)
                 .and_then(|trouble| trouble.text.lines().next())
                 .map(str::to_owned),
+            policy: PolicyState::of(server).map(|policy| policy.line()),
         };
         RunStatus {
             run: self.run.id.clone(),
@@ -454,7 +523,7 @@ impl Entry {
             runtime: self.run.runtime.clone(),
             registered: self.run.registered,
             tunnel: open.map(|(_, status)| status.clone()),
-            servers: self.run.servers.iter().map(|s| server(&s.name)).collect(),
+            servers: self.run.servers.iter().map(server).collect(),
         }
     }
 }

@@ -109,6 +109,8 @@ async fn register(
         workspace: order.workspace.display().to_string(),
         servers: order.config.servers.clone(),
         profile: context.global.profile.clone(),
+        agent: order.agent.map(|agent| agent.name().to_owned()),
+        user: nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name),
         holder: Process::current(),
     };
     let registering = spawn::register(&context.home, &context.env, &wanted);

@@ -133,6 +133,8 @@ impl Rig {
             workspace: "/w".to_owned(),
             servers: Vec::new(),
             profile: None,
+            agent: None,
+            user: None,
             holder: Process::current(),
         };
         let run = self.registry.register(wish).await.unwrap();

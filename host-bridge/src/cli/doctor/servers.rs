@@ -143,6 +143,7 @@ mod tests {
             name: name.parse().unwrap(),
             upstream: format!("http://{address}/mcp").try_into().unwrap(),
             inject: None,
+            policy: None,
         };
         let servers = [server("here", listener.local_addr().unwrap()), server("gone", gone)];
         let mut report = Report::default();

@@ -9,7 +9,10 @@
 use bytes::{Bytes, BytesMut};
 use moat_shared::{limits, sse::Boundaries};
 
-use super::watch::Watch;
+use super::{
+    review::{ANSWER_MAX, Reviewed, Reviewer},
+    watch::Watch,
+};
 use crate::{
     pipeline::place::Placed,
     upstream::legacy::{BadEndpoint, Handle, Handles},
@@ -28,6 +31,11 @@ pub(super) struct Events {
     left: Boundaries,
     watch: Option<Watch>,
     endpoint: Option<Endpoint>,
+    /// Judges what its events hold.
+    reviewer: Option<Reviewer>,
+    start_of_stream: bool,
+    /// Of an event that is too long to be judged: nothing passes up to its end.
+    skipping: bool,
     /// Keeps the message endpoint alive for as long as the stream.
     handle: Option<Handle>,
 }
@@ -50,8 +58,17 @@ impl Events {
             left: Boundaries::default(),
             watch,
             endpoint,
+            reviewer: None,
+            start_of_stream: true,
+            skipping: false,
             handle: None,
         }
+    }
+
+    /// With a policy that judges each event.
+    pub(super) fn reviewed(mut self, reviewer: Reviewer) -> Self {
+        self.reviewer = Some(reviewer);
+        self
     }
 
     pub(super) fn watch(&self) -> Option<&Watch> {
@@ -82,7 +99,8 @@ impl Events {
             }
             None => {
                 self.held.extend_from_slice(&bytes);
-                if self.held.len() > EVENT_MAX { self.held.split().freeze() } else { Bytes::new() }
+                let limit = if self.reviewer.is_some() { ANSWER_MAX } else { EVENT_MAX };
+                if self.held.len() > limit { self.held.split().freeze() } else { Bytes::new() }
             }
         };
         if whole.is_some() {
@@ -90,13 +108,65 @@ impl Events {
         } else if !ready.is_empty() {
             self.left = self.boundaries.clone();
         }
+        let ready = self.review(ready, whole.is_some());
         self.rewrite(ready)
+    }
+
+    /// Must nothing pass unjudged?
+    fn judges(&self) -> bool {
+        self.reviewer.as_ref().is_some_and(Reviewer::judges_results)
+    }
+
+    /// Judges whole events. `whole`: the bytes end with one.
+    fn review(&mut self, ready: Bytes, whole: bool) -> Bytes {
+        let Some(reviewer) = &self.reviewer else { return ready };
+        if ready.is_empty() {
+            return ready;
+        }
+        // A part of an event that is too long to be held.
+        if !whole || self.skipping {
+            let rest = if whole { events_in(&ready).next().map_or(0, <[u8]>::len) } else { ready.len() };
+            let withheld = self.judges();
+            let was_skipping = std::mem::replace(&mut self.skipping, !whole);
+            if !withheld {
+                self.start_of_stream = false;
+                return ready;
+            }
+            if !was_skipping {
+                tracing::warn!("an event that is too long to be judged is withheld");
+            }
+            self.left = Boundaries::default();
+            let others = ready.slice(rest..);
+            return if others.is_empty() { others } else { self.review(others, true) };
+        }
+        let mut out: Option<BytesMut> = None;
+        let mut at = 0;
+        for event in events_in(&ready) {
+            let start = at;
+            at += event.len();
+            let first = std::mem::take(&mut self.start_of_stream);
+            if let Some(new) = review_event(event, first, reviewer) {
+                out.get_or_insert_with(|| BytesMut::from(&ready[..start])).extend_from_slice(&new);
+            } else if let Some(out) = &mut out {
+                out.extend_from_slice(event);
+            }
+        }
+        out.map_or(ready, BytesMut::freeze)
     }
 
     /// What is held when the stream ends properly. No client dispatches an event that is cut off, but it is not ours
     /// to drop.
     pub(super) fn finish(&mut self) -> Bytes {
-        self.held.split().freeze()
+        let rest = self.held.split().freeze();
+        if self.reviewer.is_none() || rest.is_empty() {
+            return rest;
+        }
+        // Some clients do dispatch it, so it is judged like any other.
+        let mut event = BytesMut::from(&rest[..]);
+        event.extend_from_slice(b"\n\n");
+        let whole = event.freeze();
+        let judged = self.review(whole.clone(), true);
+        if judged == whole { rest } else { judged }
     }
 
     fn rewrite(&mut self, ready: Bytes) -> Result<Bytes, BadEndpoint> {
@@ -114,6 +184,73 @@ impl Events {
             }
         }
     }
+}
+
+/// The whole events of some bytes, one after another, each with its end.
+fn events_in(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (mut at, mut line_start) = (0, 0);
+        let end = loop {
+            let Some(newline) = memchr::memchr2(b'\r', b'\n', &rest[at..]).map(|found| at + found) else {
+                break rest.len();
+            };
+            let after =
+                newline + 1 + usize::from(rest[newline] == b'\r' && rest.get(newline + 1) == Some(&b'\n'));
+            // An empty line, and something before it.
+            if newline == line_start {
+                break after;
+            }
+            line_start = after;
+            at = after;
+        };
+        let (event, others) = rest.split_at(end);
+        rest = others;
+        Some(event)
+    })
+}
+
+/// An event as it may go on; `None`: as it is.
+fn review_event(event: &[u8], first_of_stream: bool, reviewer: &Reviewer) -> Option<Vec<u8>> {
+    let body = if first_of_stream { event.strip_prefix(b"\xef\xbb\xbf").unwrap_or(event) } else { event };
+    let (mut data, mut others, mut has_data, mut is_endpoint) = (Vec::new(), Vec::new(), false, false);
+    for line in body.split(|byte| matches!(byte, b'\r' | b'\n')).filter(|line| !line.is_empty()) {
+        let colon = memchr::memchr(b':', line);
+        let (field, value) = colon.map_or((line, &b""[..]), |colon| (&line[..colon], &line[colon + 1..]));
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        if field == b"data" {
+            if std::mem::replace(&mut has_data, true) {
+                data.push(b'\n');
+            }
+            data.extend_from_slice(value);
+            continue;
+        }
+        is_endpoint |= field == b"event" && value == b"endpoint";
+        others.extend_from_slice(line);
+        others.push(b'\n');
+    }
+    // A priming event, a comment; or where the old transport's messages go, which is rewritten by itself.
+    if data.is_empty()
+        || (is_endpoint && !data.trim_ascii_start().starts_with(b"{") && !data.starts_with(b"["))
+    {
+        return None;
+    }
+    let changed = match reviewer.review(&data) {
+        Reviewed::AsItIs => return None,
+        Reviewed::Changed(bytes) => bytes,
+        Reviewed::Withheld if reviewer.waits() => reviewer.instead(),
+        Reviewed::Withheld => return Some(b": withheld by policy\n\n".to_vec()),
+    };
+    for line in changed.split(|byte| matches!(byte, b'\r' | b'\n')) {
+        others.extend_from_slice(b"data: ");
+        others.extend_from_slice(line);
+        others.push(b'\n');
+    }
+    others.push(b'\n');
+    Some(others)
 }
 
 /// Looks for the `endpoint` event at the start of a stream.

@@ -32,6 +32,8 @@ fn wish(holder: Process) -> Register {
         workspace: run.workspace,
         servers: run.servers,
         profile: run.profile,
+        agent: run.agent,
+        user: run.user,
         holder,
     }
 }
