@@ -7,6 +7,8 @@ use std::fs;
 use moat_tests::{
     Outcome, Trouble,
     clock::eventually,
+    console::{Event, http::Body},
+    faults::Faults,
     inside::{Inside, Request},
     parts::{self, Part},
     rig::{PATIENCE, Rig},
@@ -31,6 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
         rev_2024_11_05_sdk,
     ),
     Test::new("rev_2025_03_26_r6_r10_r11_r13_r15", SANDBOX, || sessions("2025-03-26", None)),
+    Test::new("rev_2025_03_26_r8_r9_r18_batches", SANDBOX, batches),
     Test::new("rev_2025_06_18_r2_r10_r11_r13_r15", SANDBOX, || sessions("2025-06-18", Some("2025-06-18"))),
     Test::new("rev_2025_11_25_r2_r10_r11_r13_r15", SANDBOX, || sessions("2025-11-25", Some("2025-11-25"))),
     Test::new("rev_2025_11_25_r16_r18_a_stream_that_wants_to_be_polled", SANDBOX, polled),
@@ -111,9 +114,9 @@ fn rev_2024_11_05() -> Outcome {
     })
 }
 
-fn body_of(events: &[moat_tests::console::Event]) -> String {
-    let text = |event: &moat_tests::console::Event| match event {
-        moat_tests::console::Event::Data { text, .. } => Some(text.clone()),
+fn body_of(events: &[Event]) -> String {
+    let text = |event: &Event| match event {
+        Event::Data { text, .. } => Some(text.clone()),
         _ => None,
     };
     events.iter().filter_map(text).collect()
@@ -153,10 +156,7 @@ fn sessions(revision: &'static str, header: Option<&str>) -> Outcome {
     ensure(called.body.contains("This is a simple text"), || format!("{called:?}"))?;
     let stream = inside.call(&in_session(Request::get("/mcp/it")))?;
     stream.until("R10: the GET stream opens", PATIENCE, |events| {
-        events
-            .iter()
-            .any(|event| matches!(event, moat_tests::console::Event::Head { status: 200, .. }))
-            .then_some(())
+        events.iter().any(|event| matches!(event, Event::Head { status: 200, .. })).then_some(())
     })?;
     for request in seen.requests() {
         // R2, R6: what the agent said about the revision, no more and no less.
@@ -179,6 +179,39 @@ fn sessions(revision: &'static str, header: Option<&str>) -> Outcome {
     ensure(seen.requests().iter().any(|request| request.method == "DELETE"), || "R10: no DELETE".to_owned())?;
     let after = inside.answer(&in_session(Request::post("/mcp/it", &call)))?;
     ensure(after.status == 404, || format!("an ended session: {after:?}"))
+}
+
+/// Only this revision, and the one before it, knows arrays of messages.
+fn batches() -> Outcome {
+    let scene = Scene::new(|_| Faults::plain(), |server| server.url())?;
+    let inside = scene.rig.console()?;
+    let batch = |path: &str, text: &str| {
+        let post =
+            Request::new("POST", &format!("/mcp/it/{path}")).header("Content-Type", "application/json");
+        post.body(Body::Text(text.to_owned()))
+    };
+    let two = r#"[ {"jsonrpc":"2.0","id":"a","method":"ping"}, {"id":2,"jsonrpc":"2.0","method":"ping"} ]"#;
+    let answer = inside.answer(&batch("ok", two))?;
+    let arrived = scene.server.seen.requests().pop().map(|request| request.body);
+    ensure(answer.status == 200 && arrived.as_deref() == Some(two.as_bytes()), || format!("R8: {answer:?}"))?;
+    // R18: every request of it gets to know that its answer is lost.
+    let lost = inside.answer(&batch("eof", two))?;
+    let told = |id: &Value| {
+        let data = lost.body.lines().filter_map(|line| line.strip_prefix("data: "));
+        let messages = data.filter_map(|text| serde_json::from_str::<Value>(text).ok());
+        messages
+            .filter(|message| message["id"] == *id && message["error"]["data"]["kind"] == "upstream_lost")
+            .count()
+    };
+    ensure(told(&json!("a")) == 1 && told(&json!(2)) == 1, || format!("R18: {lost:?}"))?;
+    // R9: each element is judged, and one header cannot speak for all of them.
+    let before = scene.server.seen.requests().len();
+    let twice = r#"[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":2,"method":"ping","method":"tools/call"}]"#;
+    for request in [batch("ok", twice), batch("ok", two).header("Mcp-Method", "ping"), batch("ok", "[]")] {
+        let answer = inside.answer(&request)?;
+        ensure(answer.status == 400 && answer.kind() == "bad_request", || format!("R9: {answer:?}"))?;
+    }
+    ensure(scene.server.seen.requests().len() == before, || "R9: it reached the upstream".to_owned())
 }
 
 /// An initialised session of 2025-11-25; its id as the agent has it.
@@ -221,7 +254,7 @@ fn left() -> Outcome {
         let stream = inside.call(request)?;
         let status = stream.until("the head of a GET", PATIENCE, |events| {
             events.iter().find_map(|event| match event {
-                moat_tests::console::Event::Head { status, .. } => Some(*status),
+                Event::Head { status, .. } => Some(*status),
                 _ => None,
             })
         })?;
@@ -322,7 +355,7 @@ fn modern_subscriptions() -> Outcome {
     // R24: another request is answered while it stays open, and R14: what comes on it comes at once.
     ensure(told()? == "told 1", || "nobody listens".to_owned())?;
     stream.text("notifications/tools/list_changed")?;
-    let ended = stream.events().iter().any(|event| matches!(event, moat_tests::console::Event::End { .. }));
+    let ended = stream.events().iter().any(|event| matches!(event, Event::End { .. }));
     ensure(!ended, || "R24: the stream ended".to_owned())?;
     // R17: closing the stream is the cancel.
     stream.abandon()?;
