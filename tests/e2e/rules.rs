@@ -114,12 +114,10 @@ fn bodies() -> Outcome {
 }
 
 fn trouble() -> Outcome {
-    let stage = Stage::new()?;
     let closed = { Listening::tcp(|stream| async move { drop(stream) })?.port() };
     let hangs_up = Listening::tcp(|stream| async move { drop(stream) })?;
-    let yaml = fs::read_to_string(stage.rig.workspace().join("moat.yaml"))?;
-    stage.rig.config(&format!(
-        "{yaml}  - name: closed\n    url: http://127.0.0.1:{closed}/mcp\n  - name: hangs\n    url: http://127.0.0.1:{}/mcp\n",
+    let stage = Stage::with(&format!(
+        "  - name: closed\n    url: http://127.0.0.1:{closed}/mcp\n  - name: hangs\n    url: http://127.0.0.1:{}/mcp\n",
         hangs_up.port()
     ))?;
     let inside = stage.rig.console()?;
