@@ -149,7 +149,9 @@ impl<D: Door> Connection<D> {
         });
         let service = service_fn(move |request| {
             let session = Arc::clone(&session);
-            async move { Ok::<_, std::convert::Infallible>(session.serve(request).await) }
+            // In a box: hyper moves a stream's future several times before it runs, and keeps its place for as long as
+            // the answer streams.
+            Box::pin(async move { Ok::<_, std::convert::Infallible>(session.serve(request).await) })
         });
         let tasks = Owned::default();
         // Declared before the connection and so dropped after it: whatever ends this ends every stream.

@@ -55,14 +55,13 @@ impl Drop for AbortOnDrop {
 
 impl<F> hyper::rt::Executor<F> for Owned
 where
-    F: Future + Send + 'static,
-    F::Output: Send,
+    F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
-            future.await;
-        });
+        // In a box, and no future around it: tokio and the compiler move a task's future several times, and hyper's
+        // take kilobytes.
+        tasks.spawn(Box::pin(future));
     }
 }

@@ -216,7 +216,7 @@ async fn http2_without_tls_is_spoken_too() {
         hyper::client::conn::http2::handshake(tasks.clone(), hyper_util::rt::TokioIo::new(stream))
             .await
             .unwrap();
-    tasks.execute(connection);
+    tasks.execute(async { drop(connection.await) });
     let request = |host: &str| {
         let uri = format!("http://{host}/mcp/notion");
         http::Request::post(uri).body(Full::new(bytes::Bytes::from_static(b"{\"id\":5}"))).unwrap()

@@ -67,7 +67,7 @@ async fn ten_thousand_cancels_do_not_cost_the_tunnel() {
         .handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
         .await
         .unwrap();
-    tasks.execute(connection);
+    tasks.execute(async { drop(connection.await) });
     let mut requests = JoinSet::new();
     for batch in 0..CANCELS / BATCH {
         for _ in 0..BATCH {
