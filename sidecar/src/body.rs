@@ -22,6 +22,9 @@ use moat_shared::rpc::{
 };
 use tokio::time::timeout;
 
+/// Bytes of a body that may as well be sent together with its head.
+const SMALL: u64 = 16 * 1024;
+
 /// What the tunnel carries towards the bridge.
 pub type Outgoing = Either<Upload, Full<Bytes>>;
 
@@ -100,6 +103,29 @@ impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
         Ok(())
     }
 
+    /// Reads a small body whole, if it comes within `patience`; another one is left as it is.
+    ///
+    /// # Errors
+    /// When the agent's body is cut or malformed.
+    pub async fn read_small(&mut self, patience: Duration) -> Result<(), B::Error> {
+        if self.body.size_hint().upper().is_none_or(|length| length > SMALL) {
+            return Ok(());
+        }
+        let whole = async {
+            while !self.is_over()
+                && let Some(data) = poll_fn(|context| self.poll_data(context)).await.transpose()?
+            {
+                self.held.push_back(data);
+            }
+            Ok(())
+        };
+        timeout(patience, whole).await.unwrap_or(Ok(()))
+    }
+
+    fn is_over(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
     /// Reads for the id of a request that is refused, as far as its body comes soon.
     pub async fn look_for_id(&mut self, patience: Duration) {
         // Cut, or too slow: then what was read so far has to do.
@@ -144,7 +170,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.is_empty() && (self.ended || self.body.is_end_stream())
+        self.held.is_empty() && self.is_over()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -10,6 +10,8 @@
 //!   response ──► headers at once, body through a pump
 //! ```
 
+use std::time::Duration;
+
 use http::{Request, Response, Uri, Version, request::Parts};
 use http_body::Body as _;
 use http_body_util::Either;
@@ -31,6 +33,9 @@ use crate::{
     uplink::link::{Opened, Unavailable},
 };
 
+/// How long the head of a request waits for a small body, so that both go into the tunnel in one write.
+const SOON: Duration = Duration::from_millis(2);
+
 /// Sends a request into the tunnel and gives its response back.
 pub(crate) async fn forward(
     context: &Context,
@@ -38,7 +43,7 @@ pub(crate) async fn forward(
     mut head: Parts,
     body: Incoming,
 ) -> Response<Answer> {
-    let upload = Upload::new(body);
+    let mut upload = Upload::new(body);
     let asked = Asked { method: head.method.clone(), server, noted: upload.noted() };
     let refuse = |refused: Refused| refused.answer(asked.noted.id().as_ref(), Some(&asked.server));
     headers::strip_request(&mut head.headers);
@@ -48,6 +53,9 @@ pub(crate) async fn forward(
     head.uri = uri;
     head.version = Version::HTTP_2;
     head.extensions.clear();
+    if upload.read_small(SOON).await.is_err() {
+        return refuse(Loss::of(&asked.noted).into());
+    }
     match send(context, Request::from_parts(head, upload)).await {
         Ok(response) => stream_back(context, asked, response),
         Err(refused) => refuse(refused),
@@ -125,6 +133,9 @@ fn stream_back(context: &Context, asked: Asked, response: Response<Incoming>) ->
         return Response::from_parts(head, Answer::empty());
     }
     let (queue, reader) = queue();
-    context.tasks.execute(Pump { body, queue, asked, events, timing: context.timing }.run());
+    let mut pump = Pump { body, queue, asked, events, timing: context.timing };
+    if pump.take_first().is_continue() {
+        context.tasks.execute(pump.run());
+    }
     Response::from_parts(head, Answer::Streamed(reader))
 }

@@ -12,7 +12,12 @@
 //! past [`STALLED_READER`](moat_shared::limits::STALLED_READER) the stream's own window holds the sender back, and a reader that takes nothing at all
 //! is given up, alone.
 
-use std::time::Duration;
+use std::{
+    ops::ControlFlow,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
@@ -50,6 +55,14 @@ impl<B> Pump<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
+    /// Takes what came with the head, so that both leave in one write. The response is over when this breaks.
+    pub(crate) fn take_first(&mut self) -> ControlFlow<()> {
+        match Pin::new(&mut self.body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(frame) => self.take(frame),
+            Poll::Pending => ControlFlow::Continue(()),
+        }
+    }
+
     /// Runs until the response is over, one way or the other. The queue's reader is told which.
     pub(crate) async fn run(mut self) {
         let mut heard = Instant::now();
@@ -60,16 +73,12 @@ where
                 Err(Stuck::Stalled) => return self.queue.abandon(),
             }
             match self.step(heard).await {
-                Step::Frame(Some(Ok(frame))) => {
-                    // Trailers are dropped (T8), and so is what is empty.
-                    if let Ok(bytes) = frame.into_data() {
-                        self.pass(bytes);
-                        heard = Instant::now();
+                Step::Frame(frame) => {
+                    if self.take(frame).is_break() {
+                        return;
                     }
+                    heard = Instant::now();
                 }
-                // A stream that is reset politely also ends, but not with an end of stream (T3).
-                Step::Frame(None) if self.body.is_end_stream() => return self.queue.end(End::Complete),
-                Step::Frame(Some(Err(_)) | None) => return self.lost(),
                 Step::Silence => {
                     if self.queue.is_empty() {
                         self.queue.push(Bytes::from_static(COMMENT));
@@ -79,6 +88,25 @@ where
                 Step::Gone => return,
             }
         }
+    }
+
+    /// Passes on what came; breaks at the end, of which the queue's reader is told.
+    fn take(&mut self, frame: Option<Result<Frame<Bytes>, B::Error>>) -> ControlFlow<()> {
+        match frame {
+            // Trailers are dropped (T8), and so is what is empty.
+            Some(Ok(frame)) => frame.into_data().map_or((), |bytes| self.pass(bytes)),
+            None if self.body.is_end_stream() => {}
+            Some(Err(_)) | None => {
+                self.lost();
+                return ControlFlow::Break(());
+            }
+        }
+        // A stream that is reset politely also ends, but not with an end of stream (T3).
+        if self.body.is_end_stream() {
+            self.queue.end(End::Complete);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
     }
 
     async fn step(&mut self, heard: Instant) -> Step<B::Error> {
@@ -101,7 +129,7 @@ where
         self.queue.push(bytes);
     }
 
-    fn lost(self) {
+    fn lost(&self) {
         match self.events.as_ref().and_then(|events| events.last_words(&self.asked)) {
             Some(words) => {
                 self.queue.push(words);
