@@ -22,10 +22,10 @@ const REDACTED: &str = "[REDACTED]";
 pub(super) struct Trace {
     recorder: Recorder,
     run: RunId,
-    exchange: Exchange,
+    /// `None` when it has ended.
+    exchange: Option<Exchange>,
     asked: Asked,
     started: Instant,
-    ended: bool,
 }
 
 impl Trace {
@@ -48,20 +48,22 @@ impl Trace {
         Self {
             recorder,
             run: placed.run().id.clone(),
-            exchange,
+            exchange: Some(exchange),
             asked,
             started: Instant::now(),
-            ended: false,
         }
     }
 
     /// The headers as they are sent.
     pub(super) fn sending(&mut self, server: &Server, headers: &HeaderMap) {
-        self.exchange.headers = redacted(server, headers);
+        if let Some(exchange) = &mut self.exchange {
+            exchange.headers = redacted(server, headers);
+        }
     }
 
     /// A token was renewed while this exchange waited: a line of its own.
     pub(super) fn renewal(&self, renewal: &crate::oauth::port::Exchanged) {
+        let Some(waits) = &self.exchange else { return };
         let exchange = Exchange {
             timestamp: renewal.at,
             method: Method::POST.to_string(),
@@ -69,7 +71,7 @@ impl Trace {
             status: renewal.status,
             duration_ms: Some(u64::try_from(renewal.took.as_millis()).unwrap_or(u64::MAX)),
             headers: BTreeMap::new(),
-            server: self.exchange.server.clone(),
+            server: waits.server.clone(),
             operation: None,
             rpc_method: None,
             error: renewal.status.is_none().then_some(Failure::Lost),
@@ -80,26 +82,28 @@ impl Trace {
 
     /// The upstream's status.
     pub(super) fn status(&mut self, status: u16) {
-        self.exchange.status = Some(status);
+        if let Some(exchange) = &mut self.exchange {
+            exchange.status = Some(status);
+        }
     }
 
     /// A stream starts: it may take hours, so it is in the trace at once.
     pub(super) fn streaming(&mut self) {
-        self.exchange.rpc_method = self.asked.method();
-        self.recorder.exchange(&self.run, self.exchange.clone());
+        if let Some(exchange) = &mut self.exchange {
+            exchange.rpc_method = self.asked.method();
+            self.recorder.exchange(&self.run, exchange.clone());
+        }
     }
 
     /// The exchange is over.
     pub(super) fn end(&mut self, failure: Option<Failure>) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
+        let Some(mut exchange) = self.exchange.take() else { return };
         let duration = self.started.elapsed().as_millis();
-        self.exchange.duration_ms = Some(u64::try_from(duration).unwrap_or(u64::MAX));
-        self.exchange.rpc_method = self.asked.method();
-        self.exchange.operation = self.asked.operation();
-        self.exchange.error = failure;
-        self.recorder.exchange(&self.run, self.exchange.clone());
+        exchange.duration_ms = Some(u64::try_from(duration).unwrap_or(u64::MAX));
+        exchange.rpc_method = self.asked.method();
+        exchange.operation = self.asked.operation();
+        exchange.error = failure;
+        self.recorder.exchange(&self.run, exchange);
     }
 }
 
@@ -120,14 +124,18 @@ fn redacted(server: &Server, headers: &HeaderMap) -> BTreeMap<String, String> {
             || value.is_sensitive()
             || *name == SESSION
             || matches!(name.as_str(), "authorization" | "cookie" | "proxy-authorization");
-        let text = if secret {
-            REDACTED.to_owned()
-        } else {
-            String::from_utf8_lossy(value.as_bytes()).chars().take(VALUE_MAX).collect()
-        };
+        let text = if secret { REDACTED.to_owned() } else { shortened(value.as_bytes()) };
         kept.insert(spelling.to_owned(), text);
     }
     kept
+}
+
+fn shortened(value: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(value).into_owned();
+    if let Some((end, _)) = text.char_indices().nth(VALUE_MAX) {
+        text.truncate(end);
+    }
+    text
 }
 
 #[cfg(test)]

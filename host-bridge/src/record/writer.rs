@@ -1,15 +1,15 @@
 //! The one writer of every run's `network.jsonl` and `audit.jsonl`.
 //!
-//! It takes what has queued up, writes it with one call per file, and comes back for more, so a line is on its way to
-//! the disk at once and a busy bridge writes large batches. What cannot be written is counted; the run's audit log says so
+//! It takes what has queued up, writes it with one call per file, and comes back for more. Before it does it lingers for
+//! [`LINGER`], because what a thread costs that is woken for each line is more than what the line costs. What cannot be written is counted; the run's audit log says so
 //! (`records.lost`) as soon as it can be written again.
 
-use std::{collections::VecDeque, fs::File, io, io::Write, sync::Arc};
+use std::{collections::VecDeque, fs::File, io, io::Write, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use moat_shared::id::RunId;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 
 use super::{AuditEvent, AuditLine, Losses, Record};
 use crate::{
@@ -19,6 +19,11 @@ use crate::{
 
 /// Records taken at once.
 const BATCH: usize = 512;
+/// How late a line may be written, so that those of its neighbours go with it.
+const LINGER: Duration = Duration::from_millis(5);
+/// Bytes of a file's lines for which room is kept from batch to batch.
+const ROOM: usize = 256 * 1024;
+const SPARE: usize = 8;
 /// Files kept open.
 const OPEN_FILES: usize = 64;
 
@@ -31,7 +36,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(super) fn new(home: Home, records: mpsc::Receiver<Record>, losses: Arc<Losses>) -> Self {
-        Self { records, files: Files { home, open: VecDeque::new(), losses } }
+        Self { records, files: Files { home, open: VecDeque::new(), losses, spare: Vec::new() } }
     }
 
     /// Writes until the last recorder is dropped and everything is written.
@@ -39,6 +44,14 @@ impl Writer {
         let Self { mut records, mut files } = self;
         let mut batch = Vec::with_capacity(BATCH);
         while records.recv_many(&mut batch, BATCH).await > 0 {
+            if batch.len() < BATCH {
+                sleep(LINGER).await;
+                while batch.len() < BATCH
+                    && let Ok(record) = records.try_recv()
+                {
+                    batch.push(record);
+                }
+            }
             let work = tokio::task::spawn_blocking(move || {
                 files.write(&mut batch);
                 (files, batch)
@@ -75,6 +88,8 @@ struct Files {
     /// The most recently used last.
     open: VecDeque<Open>,
     losses: Arc<Losses>,
+    /// Room for lines, from the batches before.
+    spare: Vec<Vec<u8>>,
 }
 
 /// The lines of one batch for one file.
@@ -92,9 +107,9 @@ impl Files {
         let mut over = Vec::new();
         for record in batch.drain(..) {
             match &record {
-                Record::Exchange(run, exchange) => add(&mut sorted, run, Kind::Network, exchange),
+                Record::Exchange(run, exchange) => self.add(&mut sorted, run, Kind::Network, exchange),
                 Record::Audit(run, line) => {
-                    add(&mut sorted, run, Kind::Audit, line);
+                    self.add(&mut sorted, run, Kind::Audit, line);
                     if matches!(line.event, AuditEvent::RunUnregistered { .. }) {
                         over.push(run.clone());
                     }
@@ -108,6 +123,9 @@ impl Files {
             }
         }
         self.open.retain(|open| !over.contains(&open.run));
+        self.spare.extend(sorted.into_iter().map(|lines| lines.text).filter(|text| text.capacity() <= ROOM));
+        self.spare.truncate(SPARE);
+        self.spare.iter_mut().for_each(Vec::clear);
     }
 
     /// Writes down what was lost before.
@@ -115,11 +133,30 @@ impl Files {
         for (run, count) in self.losses.take_owed() {
             let line = AuditLine { event: AuditEvent::RecordsLost { count }, timestamp: Timestamp::now() };
             let mut sorted = Vec::new();
-            add(&mut sorted, &run, Kind::Audit, &line);
+            self.add(&mut sorted, &run, Kind::Audit, &line);
             if sorted.iter().any(|lines| self.append(lines).is_err()) {
                 self.losses.still_owed(run, count);
             }
         }
+    }
+
+    fn add(&mut self, sorted: &mut Vec<Lines>, run: &RunId, kind: Kind, line: &impl Serialize) {
+        let known = sorted.iter().position(|lines| lines.kind == kind && lines.run == *run);
+        let index = known.unwrap_or_else(|| {
+            sorted.push(Lines {
+                run: run.clone(),
+                kind,
+                text: self.spare.pop().unwrap_or_default(),
+                count: 0,
+            });
+            sorted.len() - 1
+        });
+        let lines = &mut sorted[index];
+        // Strings, numbers and maps with string keys: none of these types can fail to serialise.
+        if serde_json::to_writer(&mut lines.text, line).is_ok() {
+            lines.text.push(b'\n');
+        }
+        lines.count += 1;
     }
 
     fn append(&mut self, lines: &Lines) -> io::Result<()> {
@@ -155,20 +192,6 @@ impl Open {
         self.torn = written.is_err();
         written
     }
-}
-
-fn add(sorted: &mut Vec<Lines>, run: &RunId, kind: Kind, line: &impl Serialize) {
-    let known = sorted.iter().position(|lines| lines.kind == kind && lines.run == *run);
-    let index = known.unwrap_or_else(|| {
-        sorted.push(Lines { run: run.clone(), kind, text: Vec::new(), count: 0 });
-        sorted.len() - 1
-    });
-    let lines = &mut sorted[index];
-    // Strings, numbers and maps with string keys: none of these types can fail to serialise.
-    if serde_json::to_writer(&mut lines.text, line).is_ok() {
-        lines.text.push(b'\n');
-    }
-    lines.count += 1;
 }
 
 #[cfg(test)]
