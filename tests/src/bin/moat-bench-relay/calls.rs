@@ -31,6 +31,8 @@ struct Sample {
     p99_us: f64,
     /// Calls per second.
     rate: f64,
+    /// Processor time of one call, of all that stands between client and upstream.
+    cost_us: f64,
 }
 
 /// Measures all targets; how many calls ours answered.
@@ -65,11 +67,15 @@ fn tell(
 ) -> Outcome {
     type Of = fn(&Sample) -> f64;
     let of = |name: &str, what: Of| samples.get(name).map(|all| all.iter().map(what).collect::<Vec<f64>>());
-    let measured: [(&str, &str, Of); 3] =
-        [("p50", "us", |s| s.p50_us), ("p99", "us", |s| s.p99_us), ("rate", "1/s", |s| s.rate)];
+    let measured: [(&str, &str, Of); 4] = [
+        ("p50", "us", |s| s.p50_us),
+        ("p99", "us", |s| s.p99_us),
+        ("rate", "1/s", |s| s.rate),
+        ("processor", "us", |s| s.cost_us),
+    ];
     for (what, unit, get) in measured {
         for Target { name, .. } in targets {
-            if let Some(values) = of(name, get) {
+            if let Some(values) = of(name, get).filter(|_| what != "processor" || *name != "direct") {
                 report.add(format!("calls.{clients}.{what}.{name}"), unit, Spread::of(values)?, None);
             }
         }
@@ -93,6 +99,11 @@ fn tell(
         ],
         _ => &[("nginx", "rate", |s| s.rate, false, Bound::AtLeast(1.0))],
     };
+    for over in ["nginx", "envoy", "mcp-proxy"] {
+        if let Some(spread) = ratio(over, |s| s.cost_us, false) {
+            report.add(format!("calls.{clients}.processor.moat:{over}"), "", spread, None);
+        }
+    }
     for (over, what, get, less, bound) in goals {
         if let Some(spread) = ratio(over, *get, *less) {
             report.add(format!("calls.{clients}.{what}.moat:{over}"), "", spread, Some(*bound));
@@ -136,15 +147,18 @@ async fn measure(target: &Target, clients: usize, time: Duration) -> Outcome<(Sa
             }
         });
     }
+    let used = target.processor_time()?;
     let (mut took, mut all) = (Vec::new(), 0);
     while let Some(done) = tasks.join_next().await {
         let (more, count) = done??;
         took.extend(more);
         all += count;
     }
+    let used = target.processor_time()?.saturating_sub(used);
+    let cost_us = used.as_secs_f64() * 1e6 / f64::from(u32::try_from(all)?);
     took.sort_unstable();
     let at = |part: usize| took.get(took.len() * part / 100).map(|time| time.as_secs_f64() * 1e6);
     let none = || Trouble::new("nothing was answered in time");
     let rate = f64::from(u32::try_from(took.len())?) / time.as_secs_f64();
-    Ok((Sample { p50_us: at(50).ok_or_else(none)?, p99_us: at(99).ok_or_else(none)?, rate }, all))
+    Ok((Sample { p50_us: at(50).ok_or_else(none)?, p99_us: at(99).ok_or_else(none)?, rate, cost_us }, all))
 }

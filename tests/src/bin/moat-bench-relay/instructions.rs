@@ -35,7 +35,7 @@ struct Kept {
 pub(crate) fn run(options: &Options, report: &mut Report) -> Outcome {
     let valgrind = Command::new("valgrind").arg("--version").output();
     ensure(valgrind.is_ok_and(|said| said.status.success()), || "valgrind is not installed".to_owned())?;
-    let (few, many) = (count(FEW)?, count(MANY)?);
+    let (few, many) = (count(FEW, None)?, count(MANY, options.profiles.as_deref())?);
     let mut kept: Kept = serde_json::from_slice(&fs::read(KEPT)?)?;
     for (end, few) in few {
         let many = many.get(&end).copied().unwrap_or_default();
@@ -59,7 +59,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Outcome {
 }
 
 /// Instructions of each end that has answered so many calls.
-fn count(calls: u32) -> Outcome<BTreeMap<String, f64>> {
+fn count(calls: u32, profiles: Option<&Path>) -> Outcome<BTreeMap<String, f64>> {
     let files = tempfile::Builder::new().prefix("mp-").tempdir_in("/tmp")?;
     let rig = Rig::new()?;
     let upstream = Upstream::start(&rig.authority, files.path())?;
@@ -77,7 +77,14 @@ fn count(calls: u32) -> Outcome<BTreeMap<String, f64>> {
         runtime()?.block_on(ask(&target, calls))?;
         bridge.traced(&run, calls as usize)?;
     }
-    ["bridge", "sidecar"].into_iter().map(|end| Ok((end.to_owned(), total(&out(end))?))).collect()
+    let ends = ["bridge", "sidecar"];
+    let counted = ends.map(|end| Ok((end.to_owned(), total(&out(end))?))).into_iter().collect();
+    if let Some(directory) = profiles {
+        for end in ends {
+            fs::copy(out(end), directory.join(format!("callgrind.{end}")))?;
+        }
+    }
+    counted
 }
 
 async fn ask(target: &Target, calls: u32) -> Outcome {

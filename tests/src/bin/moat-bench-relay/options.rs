@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use moat_tests::{Outcome, Trouble};
 
@@ -24,6 +24,7 @@ options
   --only A,B    of the peers, only these (direct, nginx, envoy, mcp-proxy, moat)
   --brief       few starts, no wait for comments: to see that it works
   --keep        for `instructions`: write the numbers down as the new ones
+  --profiles D  for `instructions`: leave callgrind's files in this directory
   --json        figures for programs
   --verbose     every sample as it comes
   --help        this
@@ -41,6 +42,7 @@ pub(crate) struct Options {
     pub(crate) only: Option<Vec<String>>,
     pub(crate) brief: bool,
     pub(crate) keep: bool,
+    pub(crate) profiles: Option<PathBuf>,
     pub(crate) json: bool,
     pub(crate) verbose: bool,
 }
@@ -62,6 +64,7 @@ impl Options {
             only: None,
             brief: false,
             keep: false,
+            profiles: None,
             json: false,
             verbose: false,
         };
@@ -84,6 +87,7 @@ impl Options {
                 "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
                 "--brief" => options.brief = true,
                 "--keep" => options.keep = true,
+                "--profiles" => options.profiles = Some(value()?.into()),
                 "--json" => options.json = true,
                 "--verbose" => options.verbose = true,
                 part if PARTS.contains(&part) || part == INSTRUCTIONS => options.parts.push(part.to_owned()),

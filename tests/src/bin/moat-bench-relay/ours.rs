@@ -33,12 +33,16 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// Makes one; the credential is bound to the upstream's host.
+    /// Makes one; the credential is bound to the upstream's host. `MOAT_SIDECAR` names another sidecar than `moat`'s own.
     pub(crate) fn new(rig: Rig, upstream: &Upstream) -> Outcome<Self> {
         rig.grant(SERVER, CREDENTIAL, &upstream.url(false))?;
         let files = tempfile::Builder::new().prefix("mb-").tempdir()?;
         let home = Self { rig, files };
         let sidecar = home.sidecar();
+        if let Some(given) = std::env::var_os("MOAT_SIDECAR") {
+            fs::copy(given, &sidecar)?;
+            return Ok(home);
+        }
         home.rig.run(&["sidecar", "export", &sidecar.to_string_lossy()])?.expect_code(0)?;
         Ok(home)
     }
@@ -150,6 +154,7 @@ impl Bridge<'_> {
             authorization: Some(STUB),
             namespace: "",
             processes: vec![process],
+            also: vec![self.pid()],
         };
         Ok((target, took))
     }

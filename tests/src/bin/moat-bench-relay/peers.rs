@@ -71,6 +71,7 @@ fn direct(authority: &Authority, upstream: &Upstream) -> Outcome<Target> {
         authorization: Some(CREDENTIAL),
         namespace: "",
         processes: Vec::new(),
+        also: Vec::new(),
     })
 }
 
@@ -78,7 +79,8 @@ fn direct(authority: &Authority, upstream: &Upstream) -> Outcome<Target> {
 fn peer(name: &'static str, port: u16, processes: Vec<Process>) -> Outcome<Target> {
     let namespace = if name == "mcp-proxy" { "bench/" } else { "" };
     let path = if name == "mcp-proxy" { "/" } else { "/mcp/bench" };
-    let mut target = Target { name, port, tls: None, path, authorization: None, namespace, processes };
+    let mut target =
+        Target { name, port, tls: None, path, authorization: None, namespace, processes, also: Vec::new() };
     answers(&mut target).map_err(|trouble| Trouble::new(format!("{name}: {trouble}")))?;
     Ok(target)
 }

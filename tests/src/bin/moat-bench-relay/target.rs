@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use moat_tests::{Outcome, Trouble, clock::eventually, listen::runtime, trouble::ensure};
+use moat_tests::{
+    Outcome, Trouble, clock::eventually, listen::runtime, measure::processor_time, trouble::ensure,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -33,9 +35,25 @@ pub(crate) struct Target {
     pub(crate) namespace: &'static str,
     /// Dropped with it.
     pub(crate) processes: Vec<Process>,
+    /// Others that work for it.
+    pub(crate) also: Vec<u32>,
 }
 
 impl Target {
+    /// Processor time that its processes took so far, their children's included.
+    pub(crate) fn processor_time(&self) -> Outcome<Duration> {
+        let mut pids: Vec<u32> =
+            self.processes.iter().map(Process::pid).chain(self.also.iter().copied()).collect();
+        let mut next = 0;
+        while let Some(pid) = pids.get(next) {
+            let children =
+                std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            pids.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            next += 1;
+        }
+        pids.into_iter().map(processor_time).sum()
+    }
+
     /// A connection, with nothing said on it yet.
     pub(crate) async fn connect(&self) -> Outcome<Connection> {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
