@@ -15,6 +15,7 @@ mod fixtures;
 mod house;
 mod injection;
 mod keep_alive;
+mod policy;
 mod preflight;
 mod restart;
 mod rules;
@@ -122,6 +123,7 @@ fn main() -> ExitCode {
         ("house", house::TESTS),
         ("sidecar", sidecar::TESTS),
         ("preflight", preflight::TESTS),
+        ("policy", policy::TESTS),
         ("secrets", secrets::TESTS),
         ("injection", injection::TESTS),
         ("restart", restart::TESTS),
