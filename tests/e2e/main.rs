@@ -4,6 +4,7 @@
 //! `MOAT_TESTS_REQUIRE=all` it fails instead.
 #![forbid(unsafe_code)]
 
+mod agents;
 mod clients;
 mod conformance;
 mod containers;
@@ -138,6 +139,7 @@ fn main() -> ExitCode {
         ("files", files::TESTS),
         ("sandbox", sandbox::TESTS),
         ("containers", containers::TESTS),
+        ("agents", agents::TESTS),
     ];
     let mut here = Parts::default();
     let (mut trials, mut last) = (Vec::new(), Vec::new());

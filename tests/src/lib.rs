@@ -14,6 +14,7 @@ pub mod faults;
 pub mod inside;
 pub mod listen;
 pub mod measure;
+pub mod model;
 pub mod needles;
 pub mod parts;
 pub mod pki;

@@ -66,8 +66,23 @@ impl Listening {
     where
         F: Future<Output = Answer> + Send + 'static,
     {
+        Self::http_at(0, tls, answer)
+    }
+
+    /// The same on a given port.
+    ///
+    /// # Errors
+    /// When it is taken.
+    pub fn http_at<F>(
+        port: u16,
+        tls: Option<Arc<ServerConfig>>,
+        answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    ) -> Outcome<Self>
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let acceptor = tls.map(TlsAcceptor::from);
-        Self::tcp(move |stream| {
+        Self::tcp_at(port, move |stream| {
             let (acceptor, answer) = (acceptor.clone(), answer.clone());
             async move {
                 match acceptor {
@@ -90,8 +105,15 @@ impl Listening {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::tcp_at(0, handle)
+    }
+
+    fn tcp_at<F>(port: u16, handle: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> Outcome<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let runtime = runtime()?;
-        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
+        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", port)))?;
         let address = listener.local_addr()?;
         let task = runtime.spawn(async move {
             let mut connections = JoinSet::new();

@@ -36,6 +36,8 @@ pub enum Part {
     Docker,
     /// podman, the same.
     Podman,
+    /// Claude Code, Codex and Gemini CLI, and a Node that runs them.
+    Agents,
 }
 
 impl Part {
@@ -57,6 +59,7 @@ impl Part {
             Self::Schedule => "more than five minutes (MOAT_TESTS_LONG=1, as .ci/long has it)",
             Self::Docker => "dockerd, docker, busybox-static, ip, and root",
             Self::Podman => "podman, docker, busybox-static, and root",
+            Self::Agents => "claude, codex, gemini and node 22 (see .ci/run)",
         }
     }
 
@@ -80,6 +83,7 @@ impl Part {
             }
             Self::Docker => has_engine("dockerd") && succeeds(Command::new("ip").arg("-V")),
             Self::Podman => has_engine("podman"),
+            Self::Agents => agents().is_some() && node22().is_some(),
         }
     }
 }
@@ -130,6 +134,14 @@ pub fn node22() -> Option<PathBuf> {
         };
         Command::new("node").arg("--version").output().ok().and_then(|said| new(&said.stdout))
     })
+}
+
+/// The agents that `.ci/run` installs: `target/clients/agents/node_modules`.
+#[must_use]
+pub fn agents() -> Option<PathBuf> {
+    let modules = crate::rig::target_directory()?.join("clients/agents/node_modules");
+    let all = ["claude", "codex", "gemini"].iter().all(|agent| modules.join(".bin").join(agent).exists());
+    all.then_some(modules)
 }
 
 fn existing(path: impl AsRef<Path>) -> Option<PathBuf> {

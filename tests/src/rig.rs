@@ -86,7 +86,7 @@ fn build_moat() -> Outcome<PathBuf> {
     let mut build = Command::new(cargo);
     // Both packages, so that the features are those of the build that made this binary.
     build.args(["build", "--quiet", "--locked", "--package", "moat-tests", "--package", "moat-host-bridge"]);
-    build.args(["--bin", "moat", "--bin", "moat-fixture-client"]);
+    build.args(["--bin", "moat", "--bin", "moat-fixture-client", "--bin", "moat-fixture-model"]);
     if directory.ends_with("release") {
         build.arg("--release");
     }

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use rmcp::{
-    ErrorData, Peer, RoleServer, ServerHandler,
+    ErrorData, Peer, RoleServer, ServerHandler, ServiceExt,
     handler::server::{router::tool::ToolRouter, wrapper::Parameters},
     model::{
         CreateMessageRequestParams, ElicitRequestParams, Implementation, ProgressNotificationParam,
@@ -41,6 +41,17 @@ pub fn service(name: &str) -> Service {
     // By itself it ends a session in which nothing is said for five minutes, also while a call runs.
     sessions.session_config.keep_alive = None;
     StreamableHttpService::new(move || Ok(tools.clone()), Arc::new(sessions), config)
+}
+
+/// The same server on stdin and stdout, until stdin ends: what an agent starts itself.
+///
+/// # Errors
+/// When the client does not speak MCP.
+pub async fn on_stdio(name: &str) -> crate::Outcome {
+    let tools = Tools { name: name.to_owned(), tool_router: Tools::tool_router() };
+    let serving = tools.serve(rmcp::transport::stdio()).await;
+    let serving = serving.map_err(|error| crate::Trouble::new(error.to_string()))?;
+    serving.waiting().await.map(drop).map_err(|error| crate::Trouble::new(error.to_string()))
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -1,0 +1,184 @@
+//! The real Claude Code, Codex and Gemini CLI, as they come and without login, started by their own verbs against a fake
+//! model inside the sandbox: each finds its servers in the files that the sidecar wrote, and calls a remote one with a
+//! credential, one of this machine's, and one that it starts itself.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use moat_tests::{
+    Outcome, Trouble,
+    parts::{self, Part},
+    rig::{Ran, Rig},
+    trouble::ensure,
+    upstream::{Demand, Upstream},
+};
+use serde_json::Value;
+
+use crate::{Test, stage::VAULT_HEADER};
+
+const AGENTS: &[Part] = &[Part::Sandbox, Part::Agents];
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("claude_calls_its_servers", AGENTS, || calls_its_servers("claude")),
+    Test::new("codex_calls_its_servers", AGENTS, || calls_its_servers("codex")),
+    Test::new("gemini_calls_its_servers", AGENTS, || calls_its_servers("gemini")),
+    Test::new("claude_and_gemini_list_them_connected", AGENTS, claude_and_gemini_list_them_connected),
+];
+
+/// Where the fake model listens, in the sandbox.
+const MODEL: &str = "http://127.0.0.1:9000";
+/// What the agents are told of the model, and not to look for anything else.
+const ENVIRONMENT: [(&str, &str); 9] = [
+    ("ANTHROPIC_BASE_URL", MODEL),
+    ("ANTHROPIC_API_KEY", "k"),
+    ("ENABLE_TOOL_SEARCH", "false"),
+    ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
+    ("DISABLE_AUTOUPDATER", "1"),
+    ("FAKE_KEY", "k"),
+    ("GEMINI_API_KEY", "k"),
+    ("GOOGLE_GEMINI_BASE_URL", MODEL),
+    ("GEMINI_TELEMETRY_ENABLED", "false"),
+];
+/// What the model does, in the words of a prompt.
+const PROMPT: &str = "please CALL vault,local,inner and tell what they said";
+
+/// An installation with two servers, whose sandboxes have a model, and a server that each agent starts itself.
+struct Scene {
+    rig: Rig,
+    /// Demands its credential.
+    vault: Upstream,
+    /// On this machine, open.
+    local: Upstream,
+    secret: String,
+}
+
+impl Scene {
+    fn new() -> Outcome<Self> {
+        let rig = Rig::new()?;
+        let secret = format!("vault-{}/+=", rig.mark());
+        let vault = Upstream::tls("vault", &rig.authority, false, Some(Demand::new(VAULT_HEADER, &secret)))?;
+        let local = Upstream::plain("local", None)?;
+        let inner = "{command: /workspace/.fixtures/moat-fixture-model, args: [stdio, inner]}";
+        let of_agents: String = ["claude", "codex", "gemini"]
+            .iter()
+            .map(|agent| format!("{agent}: {{mcp: {{inner: {inner}}}}}\n"))
+            .collect();
+        // The hook ends when the model answers; the model itself stays.
+        let hook = "(./.fixtures/moat-fixture-model 9000 model.jsonl >model.out 2>&1 </dev/null &); \
+                    for i in $(seq 100); do grep -q ready model.out && exit 0; sleep 0.1; done; cat model.out; exit 1";
+        rig.config(&format!(
+            "mcp:\n  - name: vault\n    url: {}\n    auth: {{grant: mcp-vault, header: {VAULT_HEADER}}}\n  - name: local\n    \
+             url: {}\n{of_agents}hooks:\n  pre_run: {hook:?}\n",
+            vault.url(),
+            local.url()
+        ))?;
+        rig.grant("vault", &secret, &vault.url())?;
+        rig.place("moat-fixture-model")?;
+        // In a container the agent is another user.
+        fs::set_permissions(rig.workspace(), fs::Permissions::from_mode(0o777))?;
+        Ok(Self { rig, vault, local, secret })
+    }
+
+    /// What a container needs to have this machine's programs run in it, as a user that is not root.
+    fn container_flags(&self) -> Outcome<Vec<String>> {
+        let Ok(engine) = self.rig.engine() else { return Ok(Vec::new()) };
+        engine.build("moat-test:dev", "USER dev\n")?;
+        Ok(["--image", "moat-test:dev", "-m", "/usr/lib:/usr/lib:ro"].map(str::to_owned).to_vec())
+    }
+}
+
+/// Runs an agent's verb, or a command of it.
+fn agent(scene: &Scene, before: &[&str], more_env: &[(&str, &str)], after: &[&str]) -> Outcome<Ran> {
+    let agents = parts::agents().ok_or_else(|| Trouble::new("no agents"))?;
+    let node = parts::node22().ok_or_else(|| Trouble::new("no node"))?;
+    let beside = |path: &Path| path.parent().unwrap_or(path).to_string_lossy().into_owned();
+    let (modules, node) = (agents.to_string_lossy().into_owned(), beside(&node));
+    let path = format!("{modules}/.bin:{node}:/usr/local/bin:/usr/bin:/bin");
+    let mut arguments: Vec<String> = before.iter().map(|word| (*word).to_owned()).collect();
+    for place in [&modules, &node].into_iter().filter(|place| !place.is_empty()) {
+        arguments.extend(["-m".to_owned(), format!("{place}:{place}:ro")]);
+    }
+    for (name, value) in ENVIRONMENT.iter().chain(more_env).chain(&[("PATH", path.as_str())]) {
+        arguments.extend(["-e".to_owned(), format!("{name}={value}")]);
+    }
+    arguments.extend(scene.container_flags()?);
+    arguments.push(scene.rig.workspace().to_string_lossy().into_owned());
+    if !after.is_empty() {
+        arguments.push("--".to_owned());
+        arguments.extend(after.iter().map(|word| (*word).to_owned()));
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    scene.rig.run(&arguments)
+}
+
+/// What an agent needs to be told on its command line.
+fn own_arguments(agent: &str) -> Vec<&'static str> {
+    match agent {
+        "codex" => vec![
+            "-c",
+            "model=\"fake-model\"",
+            "-c",
+            "model_provider=\"fake\"",
+            "-c",
+            "model_providers.fake={name=\"fake\",base_url=\"http://127.0.0.1:9000/v1\",wire_api=\"responses\",env_key=\"FAKE_KEY\"}",
+            "-c",
+            "check_for_update_on_startup=false",
+        ],
+        "gemini" => vec!["-m", "gemini-2.5-flash"],
+        _ => vec![],
+    }
+}
+
+fn calls_its_servers(name: &str) -> Outcome {
+    // Without a proxy, with a dead one that NO_PROXY keeps the relay away from.
+    let dead = [("HTTP_PROXY", "http://127.0.0.1:9"), ("HTTPS_PROXY", "http://127.0.0.1:9")];
+    for (what, env) in [("no proxy", &[][..]), ("a dead proxy", &dead[..])] {
+        let scene = Scene::new()?;
+        let ran = agent(&scene, &[name, "-p", PROMPT], env, &own_arguments(name))?;
+        let told = |text: &str| Trouble::new(format!("{what}: {text}\n{}\n{}", ran.out, ran.err));
+        ensure(ran.code == 0, || told("exit code").to_string())?;
+        for wanted in ["vault: hello vault", "local: hello local", "inner: hello inner"] {
+            ensure(ran.out.contains(wanted), || told(&format!("no {wanted:?}")).to_string())?;
+        }
+        let credential = scene.vault.seen.requests();
+        let each = credential.iter().all(|request| request.values(VAULT_HEADER) == [scene.secret.as_str()]);
+        ensure(!credential.is_empty() && each, || told("the credential did not arrive").to_string())?;
+        let open = scene.local.seen.requests();
+        ensure(!open.is_empty(), || told("the server of this machine was not asked").to_string())?;
+        let oauth = credential.iter().chain(&open).find(|request| {
+            let path = &request.target;
+            path.contains("well-known") || path.contains("register") || path.contains("authorize")
+        });
+        ensure(oauth.is_none(), || told(&format!("an OAuth attempt: {oauth:?}")).to_string())?;
+        ensure(!format!("{}{}", ran.out, ran.err).contains(&scene.secret), || {
+            told("the credential").to_string()
+        })?;
+        nothing_unknown(&scene)?;
+    }
+    Ok(())
+}
+
+/// A new release of an agent that asks its model for something else is to be noticed.
+fn nothing_unknown(scene: &Scene) -> Outcome {
+    let notes = fs::read_to_string(scene.rig.workspace().join("model.jsonl"))?;
+    let notes: Vec<Value> = notes.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    ensure(!notes.is_empty(), || "the model was not asked".to_owned())?;
+    let unknown: Vec<String> =
+        notes.iter().filter(|note| note["known"] != true).map(ToString::to_string).collect();
+    ensure(unknown.is_empty(), || format!("the model was asked for what it does not know: {unknown:?}"))
+}
+
+fn claude_and_gemini_list_them_connected() -> Outcome {
+    let scene = Scene::new()?;
+    let claude = agent(&scene, &["run"], &[], &["claude", "mcp", "list"])?.expect_code(0)?;
+    for server in ["vault", "local", "inner"] {
+        let line = claude.out.lines().find(|line| line.starts_with(server)).unwrap_or_default();
+        ensure(line.contains("Connected") && !line.contains("Failed"), || claude.out.clone())?;
+    }
+    let gemini = agent(&scene, &["run"], &[], &["gemini", "mcp", "list"])?;
+    let text = format!("{}{}", gemini.out, gemini.err);
+    for server in ["vault", "local", "inner"] {
+        let line = text.lines().find(|line| line.contains(&format!(" {server}: "))).unwrap_or_default();
+        ensure(line.ends_with("Connected") && !line.contains("Disconnected"), || text.clone())?;
+    }
+    Ok(())
+}
