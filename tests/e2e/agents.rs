@@ -55,15 +55,19 @@ impl Scene {
     fn new() -> Outcome<Self> {
         let rig = Rig::new()?;
         let secret = format!("vault-{}/+=", rig.mark());
-        let vault = Upstream::tls("vault", &rig.authority, false, Some(Demand::new(VAULT_HEADER, &secret)))?;
-        let local = Upstream::plain("local", None)?;
+        let vault =
+            Upstream::unprimed("vault", Some(&rig.authority), Some(Demand::new(VAULT_HEADER, &secret)))?;
+        let local = Upstream::unprimed("local", None, None)?;
         let inner = "{command: /workspace/.fixtures/moat-fixture-model, args: [stdio, inner]}";
         let of_agents: String = ["claude", "codex", "gemini"]
             .iter()
             .map(|agent| format!("{agent}: {{mcp: {{inner: {inner}}}}}\n"))
             .collect();
-        // The hook ends when the model answers; the model itself stays.
-        let hook = "(./.fixtures/moat-fixture-model 9000 model.jsonl >model.out 2>&1 </dev/null &); \
+        // How Gemini logs in, which it asks for where nobody has said: into the settings that the sidecar wrote. The hook
+        // ends when the model answers; the model itself stays.
+        let hook = "f=\"$HOME/.gemini/settings.json\"; [ ! -f \"$f\" ] || sed -i \
+                    's/\"folderTrust\"/\"auth\": {\"selectedType\": \"gemini-api-key\"}, &/' \"$f\"; \
+                    (./.fixtures/moat-fixture-model 9000 model.jsonl >model.out 2>&1 </dev/null &); \
                     for i in $(seq 100); do grep -q ready model.out && exit 0; sleep 0.1; done; cat model.out; exit 1";
         rig.config(&format!(
             "mcp:\n  - name: vault\n    url: {}\n    auth: {{grant: mcp-vault, header: {VAULT_HEADER}}}\n  - name: local\n    \

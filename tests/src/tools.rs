@@ -33,11 +33,21 @@ pub type Service = StreamableHttpService<Tools, LocalSessionManager>;
 /// A service with a server of this name.
 #[must_use]
 pub fn service(name: &str) -> Service {
-    let tools = Tools { name: name.to_owned(), tool_router: Tools::tool_router() };
-    let config = StreamableHttpServerConfig::default()
-        .with_sse_keep_alive(None)
-        .with_max_request_body_bytes(128 << 20);
+    serving(name, LocalSessionManager::default(), StreamableHttpServerConfig::default())
+}
+
+/// The same without the empty event at the beginning of each stream (SEP-1699): Gemini CLI 0.61 takes its empty data for a
+/// message and gives the server up, with or without moat.
+#[must_use]
+pub fn unprimed(name: &str) -> Service {
     let mut sessions = LocalSessionManager::default();
+    sessions.session_config.sse_retry = None;
+    serving(name, sessions, StreamableHttpServerConfig::default().with_sse_retry(None))
+}
+
+fn serving(name: &str, mut sessions: LocalSessionManager, config: StreamableHttpServerConfig) -> Service {
+    let tools = Tools { name: name.to_owned(), tool_router: Tools::tool_router() };
+    let config = config.with_sse_keep_alive(None).with_max_request_body_bytes(128 << 20);
     // By itself it ends a session in which nothing is said for five minutes, also while a call runs.
     sessions.session_config.keep_alive = None;
     StreamableHttpService::new(move || Ok(tools.clone()), Arc::new(sessions), config)

@@ -47,7 +47,7 @@ impl Upstream {
     /// # Errors
     /// When no port is free.
     pub fn plain(name: &str, demand: Option<Demand>) -> Outcome<Self> {
-        Self::start(name, None, demand)
+        Self::start(tools::service(name), None, demand)
     }
 
     /// The MCP server `name` over HTTPS as `localhost`.
@@ -55,12 +55,25 @@ impl Upstream {
     /// # Errors
     /// When no port is free.
     pub fn tls(name: &str, authority: &Authority, http2: bool, demand: Option<Demand>) -> Outcome<Self> {
-        Self::start(name, Some(authority.server(&["localhost"], http2)?), demand)
+        Self::start(tools::service(name), Some(authority.server(&["localhost"], http2)?), demand)
     }
 
-    fn start(name: &str, tls: Option<Arc<rustls::ServerConfig>>, demand: Option<Demand>) -> Outcome<Self> {
+    /// As agents of today like it ([`tools::unprimed`]); over HTTPS where there is an authority.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn unprimed(name: &str, authority: Option<&Authority>, demand: Option<Demand>) -> Outcome<Self> {
+        let tls = authority.map(|authority| authority.server(&["localhost"], false)).transpose()?;
+        Self::start(tools::unprimed(name), tls, demand)
+    }
+
+    fn start(
+        service: Service,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        demand: Option<Demand>,
+    ) -> Outcome<Self> {
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let (service, seen) = (tools::service(name), Seen::default());
+        let seen = Seen::default();
         let noted = seen.clone();
         let listening = Listening::http(tls, move |request| {
             answer(service.clone(), noted.clone(), demand.clone(), request)
