@@ -40,7 +40,7 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
         .build()
         .map_err(|error| Failure::new(format!("starting: {error}")))?;
     let order = order::prepare(request, context)?;
-    let chosen = tokio.block_on(choose(order.runtime, &context.env));
+    let chosen = tokio.block_on(choose(order.runtime, order.image.is_some(), &context.env));
     let chosen = chosen.map_err(|error| Failure::from_error(&error))?;
     for warning in &order.warnings {
         print::note(&format!("Warning: {warning}"));
@@ -66,7 +66,7 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
 /// What would be started.
 fn describe(order: &Order, chosen: &Chosen, json: bool) -> Outcome {
     let runtime = chosen.name();
-    let image = matches!(chosen, Chosen::Engine(_)).then_some(order.image.as_str());
+    let image = matches!(chosen, Chosen::Engine(_)).then(|| order.image.as_deref()).flatten();
     let servers: Vec<_> = order.config.servers.iter().map(|server| server.name.as_str()).collect();
     if json {
         let order = serde_json::json!({

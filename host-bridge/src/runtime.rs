@@ -59,8 +59,8 @@ pub(crate) struct Order {
     pub(crate) command: Vec<String>,
     /// The command is an agent's, which works in the workspace and needs nothing of the image's.
     pub(crate) is_agent: bool,
-    /// The container's image.
-    pub(crate) image: String,
+    /// The container's image, if one is named.
+    pub(crate) image: Option<String>,
     pub(crate) container: ContainerOptions,
     /// `None`: the runtime's default.
     pub(crate) network: Option<NetworkMode>,
@@ -165,6 +165,8 @@ pub(crate) enum RuntimeError {
     Network { mode: &'static str, runtime: &'static str },
     #[error("no command")]
     NoCommand,
+    #[error("no image is named for the {0} runtime")]
+    NoImage(&'static str),
     #[error(transparent)]
     Engine(#[from] docker::EngineError),
     #[error("{doing}")]
@@ -191,6 +193,9 @@ impl Hint for RuntimeError {
                 Some("network.mode may be 'none', or 'open', which is the default".into())
             }
             Self::NoCommand => Some("give one after --, or 'command:' in moat.yaml".into()),
+            Self::NoImage(_) => {
+                Some("name one: --image NAME, or 'image:' in moat.yaml; or use --runtime process".into())
+            }
             Self::Engine(error) => error.hint(),
             Self::Refused { hint, .. } => hint.as_deref().map(Cow::from),
             Self::NoSidecar(error) => error.hint(),

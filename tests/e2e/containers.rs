@@ -168,10 +168,14 @@ fn the_engine_keeps_no_secret() -> Outcome {
 fn an_image_that_is_not_there() -> Outcome {
     let rig = Rig::new()?;
     rig.config("")?;
-    let ran = of_image(&rig, "moat-claude", &["true"])?.expect_code(1)?;
-    let told =
-        ran.err.contains("there is no image moat-claude") && ran.err.contains("moat image build claude");
-    ensure(told, || ran.err.clone())?;
+    let ran = of_image(&rig, "moat-test:none", &["true"])?.expect_code(1)?;
+    ensure(ran.err.contains("there is no image moat-test:none"), || ran.err.clone())?;
+    // Nor is one made up.
+    fs::write(rig.workspace().join("moat.yaml"), "env: {A: b}\n")?;
+    let unnamed = rig.sandboxed(&["true"])?.expect_code(1)?;
+    ensure(unnamed.err.contains("no image is named") && unnamed.err.contains("--image"), || {
+        unnamed.err.clone()
+    })?;
     ensure(rig.bridge().is_none() && rig.runs().is_empty(), || "something was started".to_owned())
 }
 

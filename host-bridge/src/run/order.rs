@@ -54,7 +54,7 @@ pub(crate) struct Order {
     /// Empty: the image's.
     pub(crate) command: Vec<String>,
     /// The container's, where the runtime makes containers.
-    pub(crate) image: String,
+    pub(crate) image: Option<String>,
     pub(crate) confirm: bool,
     /// Of moat.yaml and the command line, without moat's own.
     pub(crate) env: BTreeMap<String, String>,
@@ -94,7 +94,6 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
     let runtime = wanted(request.runtime.as_deref(), &config).map_err(|error| Failure::from_error(&error))?;
     let command = if request.command.is_empty() { config.command.clone() } else { request.command };
     let image = request.image.or_else(|| config.image.clone());
-    let image = image.unwrap_or_else(|| own_image(request.agent).to_owned());
     let prompt = PromptPolicy::of(request.no_prompt || context.global.dry_run, &context.env);
     let wanted = mounts::Wanted {
         own: settings.mounts.iter().chain(&request.mounts).collect(),
@@ -146,16 +145,6 @@ fn wanted(flag: Option<&str>, config: &Config) -> Result<Option<RuntimeName>, Ru
     match wanted {
         Some(RuntimeName::Apple) => Err(RuntimeError::NotYet(RuntimeName::Apple.as_str().to_owned())),
         wanted => Ok(wanted),
-    }
-}
-
-/// The image where none is named: what `moat image build` makes.
-pub(crate) const fn own_image(agent: Option<Agent>) -> &'static str {
-    match agent {
-        None => "moat-base",
-        Some(Agent::Claude) => "moat-claude",
-        Some(Agent::Codex) => "moat-codex",
-        Some(Agent::Gemini) => "moat-gemini",
     }
 }
 

@@ -233,7 +233,7 @@ impl Session<'_> {
         metadata.agent = agent.or_else(|| order.config.agent.clone()).unwrap_or_default();
         metadata.interactive = self.interactive;
         if runtime != RuntimeName::Process.as_str() {
-            metadata.image = order.image.clone();
+            metadata.image = order.image.clone().unwrap_or_default();
         }
         Record::create(&self.context.home, self.id.clone(), metadata)
             .map_err(|error| Failure::from_error(&error))

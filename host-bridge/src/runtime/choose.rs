@@ -23,22 +23,20 @@ impl Chosen {
     }
 }
 
-/// Docker where its engine answers, else namespaces; unless something was asked for. An environment that names an engine
-/// asks for it.
-pub(crate) async fn choose(wanted: Option<RuntimeName>, env: &Environment) -> Result<Chosen, RuntimeError> {
+/// What was asked for; else Docker where an image is named, and namespaces where none is.
+pub(crate) async fn choose(
+    wanted: Option<RuntimeName>,
+    names_image: bool,
+    env: &Environment,
+) -> Result<Chosen, RuntimeError> {
     match wanted {
         Some(RuntimeName::Process) => Ok(Chosen::Process),
         Some(RuntimeName::Docker) => Ok(Chosen::Engine(Kind::Docker.find(env).await?)),
         Some(RuntimeName::Podman) => Ok(Chosen::Engine(Kind::Podman.find(env).await?)),
         Some(other @ RuntimeName::Apple) => Err(RuntimeError::NotYet(other.as_str().to_owned())),
-        None => match Kind::Docker.find(env).await {
-            Ok(engine) => Ok(Chosen::Engine(engine)),
-            Err(error) if env.get("DOCKER_HOST").is_some() => Err(error.into()),
-            Err(error) => {
-                tracing::debug!("the process runtime is taken: {error}");
-                Ok(Chosen::Process)
-            }
-        },
+        // An image that nothing can start must not be ignored.
+        None if names_image => Ok(Chosen::Engine(Kind::Docker.find(env).await?)),
+        None => Ok(Chosen::Process),
     }
 }
 
@@ -49,8 +47,9 @@ mod tests {
     #[tokio::test]
     async fn an_engine_that_was_named_must_answer() {
         let env = Environment::from([("DOCKER_HOST", "unix:///nonexistent/docker.sock")]);
-        assert!(choose(None, &env).await.is_err());
-        assert!(choose(Some(RuntimeName::Docker), &env).await.is_err());
-        assert_eq!(choose(Some(RuntimeName::Process), &env).await.unwrap().name(), "process");
+        assert!(choose(None, true, &env).await.is_err());
+        assert!(choose(Some(RuntimeName::Docker), false, &env).await.is_err());
+        assert_eq!(choose(None, false, &env).await.unwrap().name(), "process");
+        assert_eq!(choose(Some(RuntimeName::Process), true, &env).await.unwrap().name(), "process");
     }
 }

@@ -102,7 +102,8 @@ impl Runtime for Docker<'_> {
         if order.network == Some(NetworkMode::Host) {
             return Err(RuntimeError::Network { mode: "host", runtime: self.name() });
         }
-        let image = image::find(&self.engine, &order.image).await?;
+        let name = order.image.as_deref().ok_or(RuntimeError::NoImage(self.name()))?;
+        let image = image::find(&self.engine, name).await?;
         let command = image.command(&order)?;
         let tunnel_dir = self.home.tunnel_dir();
         let body = container::body(&order, &image, &tunnel_dir, &container::owner(self.home));

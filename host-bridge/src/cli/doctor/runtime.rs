@@ -84,10 +84,12 @@ pub(super) async fn engines(env: &Environment, report: &mut Report) {
             }
         }
     }
-    match choose(None, env).await {
-        Ok(chosen) => report.ok(HERE, format!("a run that asks for no runtime gets {}", chosen.name())),
-        Err(error) => report.error(HERE, &error),
-    };
+    for (names_image, what) in [(false, "a run that names no image"), (true, "a run that names an image")] {
+        match choose(None, names_image, env).await {
+            Ok(chosen) => report.ok(HERE, format!("{what} gets {}", chosen.name())),
+            Err(_) => report.ok(HERE, format!("{what} cannot start: it needs a container engine")),
+        };
+    }
 }
 
 /// Says so when relay and agent are one uid.

@@ -150,7 +150,7 @@ mod tests {
             terminal: None,
             command: vec![],
             is_agent: false,
-            image: "x".into(),
+            image: Some("x".into()),
             container: ContainerOptions::default(),
             network: None,
         }

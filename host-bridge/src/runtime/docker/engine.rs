@@ -95,13 +95,7 @@ impl Hint for EngineError {
                     .into(),
             ),
             Self::Host { .. } => Some("unset it, or set it to unix:///path/of/the/socket".into()),
-            Self::NoImage(image) => match image.strip_prefix("moat-") {
-                Some(own) => Some(
-                    format!("build it: moat image build {own}\nor name another: --image NAME, or use --runtime process")
-                        .into(),
-                ),
-                None => Some("is its name right?".into()),
-            },
+            Self::NoImage(_) => Some("is its name right?".into()),
             Self::Fetching { .. } => Some("is its name right, and the registry within reach?".into()),
             Self::Architecture { ours, .. } => Some(format!("use an image for {ours}").into()),
             Self::Asking { .. } | Self::Raw { .. } | Self::Refused { .. } | Self::Gone | Self::Archive(_) => None,

@@ -22,10 +22,10 @@ pub(super) struct Image {
     pub(super) env: BTreeMap<String, String>,
 }
 
-/// Looks it up; fetches it first if it is not here. Images of moat's own are never fetched: nobody offers them.
+/// Looks it up; fetches it first if it is not here. The tests' own images are never fetched: nobody offers them.
 pub(super) async fn find(engine: &Engine, name: &str) -> Result<Image, EngineError> {
     let inspected = match engine.api.inspect_image(name).await {
-        Err(error) if engine::is_not_found(&error) && !name.starts_with("moat-") => {
+        Err(error) if engine::is_not_found(&error) && !name.starts_with("moat-test:") => {
             fetch(engine, name).await?;
             engine.api.inspect_image(name).await
         }
@@ -107,7 +107,7 @@ mod tests {
             terminal: None,
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             is_agent,
-            image: "x".into(),
+            image: Some("x".into()),
             container: ContainerOptions::default(),
             network: None,
         }
