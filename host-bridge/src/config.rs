@@ -235,8 +235,14 @@ pub(crate) fn read(path: &Path, name: &str) -> Result<Option<String>, Problems> 
     Ok(Some(text))
 }
 
+/// Checks a text as moat.yaml.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check(text: &str) -> Result<Config, Problems> {
+    parse(FILES[0], text)
+}
+
 /// Checks a whole file that lies nowhere.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 fn parse(file: &str, text: &str) -> Result<Config, Problems> {
     parse_in(file, text, None)
 }

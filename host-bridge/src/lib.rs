@@ -15,6 +15,8 @@ pub(crate) mod disk;
 #[cfg(test)]
 mod docs;
 pub(crate) mod env;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub(crate) mod home;
 pub(crate) mod identity;
 pub(crate) mod jsonl;

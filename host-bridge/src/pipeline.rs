@@ -15,6 +15,8 @@ mod confine;
 pub(crate) mod decide;
 pub(crate) mod error;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod headers;
 mod inject;
 mod parse;

@@ -10,6 +10,7 @@
 
 mod budget;
 mod connection;
+mod ending;
 mod half_open;
 
 use std::{io, path::Path, sync::Arc, time::Duration};

@@ -10,6 +10,9 @@ pub const HELLO_PATH: &str = "/.moat/hello";
 pub const HEALTH_PATH: &str = "/healthz";
 /// The handle of a legacy message endpoint below a server's prefix (mcp-relay section 4).
 pub const LEGACY_MESSAGE_SEGMENT: &str = ".message";
+/// The trailer that ends an answer which is not complete, where the relay understands it: it says `te: trailers`. Unlike
+/// a reset, which throws away what is still on its way, it comes behind everything that was sent (T3).
+pub const INCOMPLETE: &str = "moat-incomplete";
 /// The name that bridge certificates carry.
 pub const BRIDGE_DNS_NAME: &str = "bridge.moat.internal";
 /// What a run's certificate names it by: `<run id>.run.moat.internal`.

@@ -13,9 +13,11 @@ mod eras;
 mod faults;
 mod files;
 mod fixtures;
+mod hangs;
 mod house;
 mod injection;
 mod keep_alive;
+mod matrix;
 mod policy;
 mod preflight;
 mod restart;
@@ -25,6 +27,7 @@ mod secrets;
 mod sidecar;
 mod stage;
 mod streaming;
+mod strict;
 
 use std::process::ExitCode;
 
@@ -130,6 +133,8 @@ fn main() -> ExitCode {
         ("restart", restart::TESTS),
         ("streaming", streaming::TESTS),
         ("faults", faults::TESTS),
+        ("hangs", hangs::TESTS),
+        ("strict", strict::TESTS),
         ("door", door::TESTS),
         ("eras", eras::TESTS),
         ("clients", clients::TESTS),

@@ -8,6 +8,7 @@ use moat_tests::{
     console::{Event, http::Body},
     inside::{Inside, Pending, Request},
     parts::Part,
+    rig::Rig,
     trouble::ensure,
 };
 use serde_json::json;
@@ -181,29 +182,34 @@ fn sampling_and_elicitation_pass() -> Outcome {
 
 /// Resident kilobytes of the processes that carry bytes: the bridge, and what `moat run` started but for the client.
 pub(crate) fn carriers(stage: &Stage, inside: &Inside) -> Vec<(i32, String, u64)> {
+    let measured = family(&stage.rig, inside).into_iter().filter_map(|pid| {
+        let resident = field(pid, "VmRSS")?.trim_end_matches(" kB").parse().ok()?;
+        Some((pid, field(pid, "Name")?, resident))
+    });
+    measured.filter(|(_, name, _)| !name.starts_with("moat-fixture")).collect()
+}
+
+/// A field of a process's status.
+fn field(pid: i32, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches([':', '\t', ' ']).to_owned()))
+}
+
+/// The processes of a run, and the bridge.
+pub(crate) fn family(rig: &Rig, inside: &Inside) -> BTreeSet<i32> {
     let mut family = BTreeSet::from([i32::try_from(inside.pid()).unwrap_or_default()]);
-    family.extend(stage.rig.bridge().map(nix::unistd::Pid::as_raw));
+    family.extend(rig.bridge().map(nix::unistd::Pid::as_raw));
     // A container's PID 1 is nobody's child that we know.
-    family.extend(stage.rig.container_pids());
+    family.extend(rig.container_pids());
     let entries = || fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids: Vec<i32> = entries().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    let field = |pid: i32, name: &str| -> Option<String> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        status
-            .lines()
-            .find_map(|line| Some(line.strip_prefix(name)?.trim_matches([':', '\t', ' ']).to_owned()))
-    };
     let parents: Vec<(i32, i32)> =
         pids.iter().filter_map(|&pid| Some((pid, field(pid, "PPid")?.parse().ok()?))).collect();
     for _ in 0..6 {
         let children = parents.iter().filter(|(_, parent)| family.contains(parent)).map(|(pid, _)| *pid);
         family.extend(children.collect::<Vec<_>>());
     }
-    let measured = family.into_iter().filter_map(|pid| {
-        let resident = field(pid, "VmRSS")?.trim_end_matches(" kB").parse().ok()?;
-        Some((pid, field(pid, "Name")?, resident))
-    });
-    measured.filter(|(_, name, _)| !name.starts_with("moat-fixture")).collect()
+    family
 }
 
 fn large_bodies_pass_in_little_memory() -> Outcome {

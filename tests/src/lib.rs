@@ -9,10 +9,12 @@
 
 pub mod clock;
 pub mod console;
+pub mod corpus;
 pub mod engine;
 pub mod faults;
 pub mod inside;
 pub mod listen;
+pub mod matrix;
 pub mod measure;
 pub mod model;
 pub mod needles;

@@ -16,12 +16,18 @@ pub enum Part {
     Git,
     /// Python with the package `mcp`.
     Python,
+    /// Node.
+    Node,
+    /// Any Python of version 3.
+    AnyPython,
     /// Node with the TypeScript SDK.
     TypeScript,
     /// Node 22 with both editions of the official conformance suite and server-everything.
     Suite,
     /// `script`, which makes terminals.
     Script,
+    /// A C compiler.
+    Cc,
     /// A C compiler with a static C library.
     StaticC,
     /// Root, to be another user for a moment.
@@ -49,9 +55,12 @@ impl Part {
             Self::Curl => "curl",
             Self::Git => "git",
             Self::Python => "python3 with the package mcp (see .ci/run)",
+            Self::Node => "node",
+            Self::AnyPython => "python3",
             Self::TypeScript => "node with @modelcontextprotocol/sdk (see .ci/run)",
             Self::Suite => "node 22, @modelcontextprotocol/conformance and server-everything (see .ci/run)",
             Self::Script => "script (util-linux)",
+            Self::Cc => "cc",
             Self::StaticC => "cc and a static C library",
             Self::Root => "root",
             Self::Strace => "strace",
@@ -71,9 +80,12 @@ impl Part {
             Self::Curl => succeeds(Command::new("curl").arg("--version")),
             Self::Git => succeeds(Command::new("git").arg("--version")),
             Self::Python => python().is_some_and(|p| succeeds(Command::new(p).args(["-c", "import mcp"]))),
+            Self::Node => succeeds(Command::new("node").arg("--version")),
+            Self::AnyPython => succeeds(Command::new("python3").arg("--version")),
             Self::TypeScript => typescript().is_some() && succeeds(Command::new("node").arg("--version")),
             Self::Suite => crate::suite::run::installed(),
             Self::Script => succeeds(Command::new("script").arg("--version")),
+            Self::Cc => succeeds(Command::new("cc").arg("--version")),
             Self::StaticC => has_static_c(),
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Schedule => std::env::var_os("MOAT_TESTS_LONG").is_some(),

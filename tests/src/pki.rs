@@ -57,9 +57,23 @@ impl Authority {
     /// # Errors
     /// When no certificate can be made.
     pub fn server(&self, names: &[&str], http2: bool) -> Outcome<Arc<ServerConfig>> {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        self.configure(params(names)?, http2)
+    }
+
+    /// The same, with a certificate whose time is over.
+    ///
+    /// # Errors
+    /// When no certificate can be made.
+    pub fn expired(&self, names: &[&str]) -> Outcome<Arc<ServerConfig>> {
+        let mut params = params(names)?;
+        params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        self.configure(params, false)
+    }
+
+    fn configure(&self, params: CertificateParams, http2: bool) -> Outcome<Arc<ServerConfig>> {
         let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -88,4 +102,9 @@ pub fn server_config(certificate: &Path, key: &Path, protocols: &[&str]) -> Outc
         .with_single_cert(vec![certificate], key)?;
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(config)
+}
+
+fn params(names: &[&str]) -> Outcome<CertificateParams> {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    Ok(CertificateParams::new(names)?)
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! 401, 403 with a credential ──► 502, the agent never starts OAuth (section 6.3)
 //! 3xx with Location          ──► 502, nobody follows (section 6.2)
-//! 202                        ──► no body, no content type (R13)
+//! 202                        ──► no body, no content type (R13); of a request 502, nobody would ever answer it
 //! text/event-stream          ──► event by event
 //! everything else            ──► held back shortly, so that a cut is an error the agent can read; then as it comes,
 //!                                status as received (R11, R12)
@@ -11,6 +11,8 @@
 
 mod decode;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod relay;
 mod review;
 mod watch;
@@ -74,6 +76,10 @@ pub(super) async fn back(
         Coding::Unknown => return Err((invalid(&placed, "its content coding is unknown"), trace)),
     };
     if matches!(parts.status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        // Only on the legacy transport does the response come by another way.
+        if method == Method::POST && !placed.is_legacy_message() && !asked.ids().is_empty() {
+            return Err((invalid(&placed, "it takes the request and gives no response"), trace));
+        }
         head.headers_mut().remove(header::CONTENT_TYPE);
         trace.end(None);
         return Ok(head.map(|()| Empty::new().map_err(|never| match never {}).boxed_unsync()));
@@ -100,7 +106,9 @@ pub(super) async fn back(
     });
     let server = placed.server().name.to_string();
     let whole = events.is_none();
-    let relay = Relay::new(body, decoder, scrub, events, server.clone(), trace);
+    let document = method == Method::POST && media == b"application/json";
+    let awaited = document && parts.status.is_success() && !asked.ids().is_empty();
+    let relay = Relay::new(body, decoder, scrub, events, server.clone(), awaited, trace);
     if let Some(reviewer) = reviewer.filter(|_| whole) {
         return review_whole(relay, &reviewer, &media, head, server).await;
     }
@@ -270,6 +278,7 @@ async fn hold_back<U>(mut relay: Relay<U>) -> Held<U>
 where
     U: HttpBody<Data = Bytes> + Unpin,
 {
+    relay.hold();
     let deadline = tokio::time::Instant::now() + HOLD_FOR;
     let mut taken: Vec<Bytes> = Vec::new();
     let mut length = 0;

@@ -171,6 +171,7 @@ pub(super) fn without_credential(upstream: &str) -> Arc<Run> {
     run(&[("x", upstream, None)])
 }
 
+pub(super) const NOTE: &str = r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{}}"#;
 pub(super) const CALL: &str = r#"{"jsonrpc":"2.0","id":"c-1","method":"tools/call","params":{"name":"add"}}"#;
 
 /// A POST of JSON to the server `x`.

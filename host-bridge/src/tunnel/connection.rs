@@ -33,6 +33,7 @@ use tokio_rustls::server::TlsStream;
 use super::{
     BoxError, Door, Shared,
     budget::{Budget, Paced},
+    ending::{self, Ending},
     half_open::Guard,
 };
 use crate::{
@@ -256,8 +257,12 @@ impl<D: Door> Session<D> {
         if !*self.greeted.borrow() {
             return own_error(ErrorKind::VersionMismatch, "moat: the sidecar did not say hello");
         }
+        let in_order = ending::takes_trailers(request.headers());
         let response = self.shared.door.handle(&ticket.run, request).await;
-        response.map(|body| body.map_err(Into::into).boxed_unsync())
+        response.map(|body| {
+            let body = body.map_err(Into::into).boxed_unsync();
+            if in_order { Ending::new(body).boxed_unsync() } else { body }
+        })
     }
 
     async fn hello(&self, request: Request<Incoming>) -> Answer {

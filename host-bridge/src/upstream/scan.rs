@@ -72,6 +72,12 @@ impl Forms {
         Ok(Self { automaton, patterns, first, longest, stub: Bytes::copy_from_slice(stub.as_bytes()) })
     }
 
+    /// One of the forms.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn pattern(&self, number: usize) -> &[u8] {
+        &self.patterns[number % self.patterns.len()]
+    }
+
     /// A whole text, cleaned; `None` when there is nothing to clean.
     pub(crate) fn clean(&self, text: &[u8]) -> Option<Vec<u8>> {
         self.automaton.is_match(text).then(|| {

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use http::{Request, Response, Uri, Version, request::Parts};
+use http::{HeaderValue, Request, Response, Uri, Version, request::Parts};
 use http_body::Body as _;
 use http_body_util::Either;
 use hyper::{body::Incoming, rt::Executor};
@@ -47,6 +47,8 @@ pub(crate) async fn forward(
     let asked = Asked { method: head.method.clone(), server, noted: upload.noted() };
     let refuse = |refused: Refused| refused.answer(asked.noted.id().as_ref(), Some(&asked.server));
     headers::strip_request(&mut head.headers);
+    // Of this hop: an answer that is not complete may say so in its trailers (T3).
+    head.headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
     let Some(uri) = tunnel_uri(&head.uri) else {
         return refuse(Refused::new(ErrorKind::Internal, "moat: the path cannot be sent through the tunnel"));
     };

@@ -5,6 +5,7 @@
 //! wait room ──┼─ silence ─► comment (event streams, between events: R20)
 //!    ▲        ├─ agent gone ──► drop the stream: RST_STREAM(CANCEL) (R17)
 //!    └────────┼─ end ──► complete
+//!             ├─ not complete, says the bridge ─► cut (T3)
 //!             └─ lost ─► last words, or cut (R18)
 //! ```
 //!
@@ -22,6 +23,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
+use moat_shared::wire;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -93,8 +95,16 @@ where
     /// Passes on what came; breaks at the end, of which the queue's reader is told.
     fn take(&mut self, frame: Option<Result<Frame<Bytes>, B::Error>>) -> ControlFlow<()> {
         match frame {
-            // Trailers are dropped (T8), and so is what is empty.
-            Some(Ok(frame)) => frame.into_data().map_or((), |bytes| self.pass(bytes)),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(bytes) => self.pass(bytes),
+                // The bridge has told whom it could, in its own words; what is left is not to end well.
+                Err(frame) if says_incomplete(&frame) => {
+                    self.queue.end(End::Cut);
+                    return ControlFlow::Break(());
+                }
+                // Other trailers are dropped (T8).
+                Err(_) => {}
+            },
             None if self.body.is_end_stream() => {}
             Some(Err(_)) | None => {
                 self.lost();
@@ -138,6 +148,10 @@ where
             None => self.queue.end(End::Cut),
         }
     }
+}
+
+fn says_incomplete(frame: &Frame<Bytes>) -> bool {
+    frame.trailers_ref().is_some_and(|trailers| trailers.contains_key(wire::INCOMPLETE))
 }
 
 #[cfg(test)]
@@ -238,6 +252,25 @@ mod tests {
         assert_eq!(error["id"], "a-7");
         assert_eq!(error["error"]["data"]["kind"], "tunnel_lost");
         Some(before.to_owned())
+    }
+
+    /// No error of ours is added: the response may have been in what came.
+    #[test_case(true => false; "ours")]
+    #[test_case(false => true; "another")]
+    #[tokio::test(start_paused = true)]
+    async fn a_trailer_of_the_bridges_is_a_cut(ours: bool) -> bool {
+        let (mut tunnel, reader, pump) = start(asked(Method::POST, CALL).await, true);
+        let feed = async {
+            tunnel.send_data(Bytes::from_static(b"data: a\n\n")).await.unwrap();
+            let name = if ours { wire::INCOMPLETE } else { "x-other" };
+            let trailers = [(name.parse().unwrap(), http::HeaderValue::from_static("1"))];
+            tunnel.send_trailers(trailers.into_iter().collect()).await.unwrap();
+            drop(tunnel);
+        };
+        let ((), (), (seen, proper)) = tokio::join!(pump, feed, read(reader));
+        assert!(seen.starts_with("data: a\n\n"));
+        assert_eq!(seen.len() == 9, ours, "{seen}");
+        proper
     }
 
     /// HTTP/2 lets a peer reset a stream with NO_ERROR, and hyper shows that as the end of the body.

@@ -66,6 +66,8 @@ struct State {
     end: Option<End>,
     waker: Option<Waker>,
     gone: bool,
+    /// Nothing was taken since the reader last had to wait.
+    flushed: bool,
 }
 
 /// A queue and its reader.
@@ -211,14 +213,23 @@ impl Body for Reader {
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let mut state = self.0.state();
         if let Some(bytes) = state.take() {
+            state.flushed = false;
             drop(state);
             self.0.moved.notify_one();
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
-        match state.end {
+        let end = state.end;
+        match end {
             Some(End::Complete) => Poll::Ready(None),
+            // hyper drops what it has buffered when a body fails, and writes it out when a body has nothing more for
+            // now: so the agent gets what came before the cut, and the head in any case.
+            Some(End::Cut) if !std::mem::replace(&mut state.flushed, true) => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
             Some(End::Cut) => Poll::Ready(Some(Err(Cut))),
             None => {
+                state.flushed = true;
                 state.waker = Some(context.waker().clone());
                 Poll::Pending
             }

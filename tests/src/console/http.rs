@@ -33,6 +33,8 @@ pub struct Call {
 pub enum Body {
     /// This text.
     Text(String),
+    /// These bytes.
+    Raw(Vec<u8>),
     /// `before`, so many times the letter m, `after`.
     Padded {
         /// First.
@@ -50,6 +52,7 @@ impl Body {
     pub const fn len(&self) -> usize {
         match self {
             Self::Text(text) => text.len(),
+            Self::Raw(bytes) => bytes.len(),
             Self::Padded { before, fill, after } => before.len() + *fill + after.len(),
         }
     }
@@ -63,6 +66,7 @@ impl Body {
     async fn write(&self, to: &mut OwnedWriteHalf) -> Outcome {
         match self {
             Self::Text(text) => to.write_all(text.as_bytes()).await?,
+            Self::Raw(bytes) => to.write_all(bytes).await?,
             Self::Padded { before, fill, after } => {
                 to.write_all(before.as_bytes()).await?;
                 let block = vec![b'm'; 16 * 1024];

@@ -47,6 +47,10 @@ pub(super) struct Relay<U> {
     events: Option<Events>,
     server: String,
     trace: Trace,
+    /// Somebody waits for a response in it, and nothing came so far.
+    awaited: bool,
+    /// Nothing of it has gone to the agent: whoever holds it answers for it, and logs.
+    held: bool,
     incomplete: Option<Incomplete>,
 }
 
@@ -101,6 +105,7 @@ impl<U> Relay<U> {
         scrub: Option<Scrub>,
         events: Option<Events>,
         server: String,
+        awaited: bool,
         trace: Trace,
     ) -> Self {
         Self {
@@ -112,6 +117,8 @@ impl<U> Relay<U> {
             events,
             server,
             trace,
+            awaited,
+            held: false,
             incomplete: None,
         }
     }
@@ -121,8 +128,14 @@ impl<U> Relay<U> {
         self.trace
     }
 
-    /// Gives bytes back that were taken from here: they come first.
+    /// What comes is not passed on yet.
+    pub(super) fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Gives bytes back that were taken from here: they come first, and from now on all of it is passed on.
     pub(super) fn give_back(&mut self, taken: Vec<Bytes>) {
+        self.held = false;
         for bytes in taken.into_iter().rev() {
             self.out.push_front(bytes);
         }
@@ -150,6 +163,7 @@ impl<U> Relay<U> {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.awaited = false;
         let clean = match &mut self.scrub {
             Some(scrub) => scrub.push(bytes),
             None => bytes,
@@ -182,7 +196,7 @@ impl<U> Relay<U> {
         // A server may end a stream with event ids before the response, to be polled (2025-11-25, SEP-1699): the client
         // waits for as long as `retry:` says and resumes. A reset in its place would be a loss, and waits for nothing.
         let waits = |watch: &Watch| !watch.is_resumable() && !watch.outstanding().is_empty();
-        if self.events.as_ref().and_then(Events::watch).is_some_and(waits) {
+        if self.events.as_ref().and_then(Events::watch).is_some_and(waits) || self.awaited {
             return Err(Failure::Lost);
         }
         if let Some(events) = &mut self.events {
@@ -195,7 +209,9 @@ impl<U> Relay<U> {
 
     /// The answer cannot be completed (R18): the client resumes, or gets an error for each request that still waits.
     fn lose(&mut self, failure: Failure) {
-        tracing::warn!(server = self.server, ?failure, "an answer of the upstream is not complete");
+        if !self.held {
+            tracing::warn!(server = self.server, ?failure, "an answer of the upstream is not complete");
+        }
         self.trace.end(Some(failure));
         let waiting = self
             .events

@@ -93,10 +93,35 @@ async fn r13_202_has_no_body_and_no_type() {
     })
     .await;
     let rig = Rig::new();
-    let response = rig.send(&upstream.url(), post(CALL)).await;
+    let response = rig.send(&upstream.url(), post(NOTE)).await;
     assert_eq!(response.status(), 202);
     assert!(!response.headers().contains_key("content-type"));
     assert_eq!(text(response).await.unwrap(), "");
+}
+
+/// A client would wait for a response that cannot come any more.
+#[test_case(202, "", "upstream_invalid", Failure::Invalid; "accepted")]
+#[test_case(204, "", "upstream_invalid", Failure::Invalid; "no content")]
+#[test_case(200, "", "upstream_lost", Failure::Lost; "an empty document")]
+#[tokio::test]
+async fn a_request_that_is_never_answered_is_told(
+    status: u16,
+    body: &'static str,
+    kind: &str,
+    failure: Failure,
+) {
+    let upstream = Upstream::answering(move |_| {
+        let head = Response::builder().status(status).header("content-type", "application/json");
+        head.body(whole(body)).unwrap()
+    })
+    .await;
+    let mut rig = Rig::new();
+    let response = rig.send(&upstream.url(), post(CALL)).await;
+    assert_eq!(response.status(), 502);
+    let (id, _, told, _) = error_in(response).await;
+    assert_eq!((id.as_str(), told.as_str()), (Some("c-1"), kind));
+    let ends: Vec<_> = rig.recorded().0.iter().map(|exchange| exchange.error).collect();
+    assert_eq!(ends, [Some(failure)]);
 }
 
 #[test_case(401)]
