@@ -27,7 +27,8 @@ async fn a_request_arrives_as_it_was_sent() {
     assert_eq!(headers["authorization"], "moat-stub-oauth:notion");
     assert_eq!(headers["content-length"], body.len().to_string());
     let names: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
-    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(headers["te"], "trailers", "of the tunnel's own hop");
+    assert_eq!(names.len(), 4, "{names:?}");
     call.reply(200, &[("content-type", "application/json"), ("mcp-session-id", "AbC")], "{}");
     let head = agent.head().await;
     assert_eq!((head.status, head.header("mcp-session-id")), (200, Some("AbC")));
