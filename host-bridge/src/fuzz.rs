@@ -3,7 +3,7 @@
 //! `cargo fuzz` drives them from `tests/fuzz`; the tests below drive them with what proptest makes up and with the corpus
 //! of ugly requests, so that a door that no longer holds is seen without a fuzzer. They are no part of a normal build.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use moat_shared::secret::Secret;
@@ -49,9 +49,10 @@ pub fn moat_yaml(data: &[u8]) {
 /// The first byte is the chunks' size; bytes below 32 stand for one of the credential's forms or for a part of one.
 pub fn scan(data: &[u8]) {
     const SECRET: &str = "s3cr3t/k+y=\"value\"&more";
+    static FORMS: OnceLock<Arc<Forms>> = OnceLock::new();
     let Some((&size, data)) = data.split_first() else { return };
-    let forms = Forms::new(&Secret::new(SECRET.to_owned()), "moat-stub-mcp-x").expect("forms");
-    let forms = Arc::new(forms);
+    let make = || Forms::new(&Secret::new(SECRET.to_owned()), "moat-stub-mcp-x").expect("forms");
+    let forms = FORMS.get_or_init(|| Arc::new(make()));
     let mut text = Vec::new();
     for byte in data {
         match byte {
@@ -63,7 +64,7 @@ pub fn scan(data: &[u8]) {
         }
     }
     let through = |chunk: usize| {
-        let (mut scrubber, mut out) = (Scrubber::new(Arc::clone(&forms)), Vec::new());
+        let (mut scrubber, mut out) = (Scrubber::new(Arc::clone(forms)), Vec::new());
         for bytes in text.chunks(chunk.max(1)) {
             out.extend_from_slice(&scrubber.push(Bytes::copy_from_slice(bytes)));
         }

@@ -27,7 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     Test,
-    matrix::{Server, configure, judge, send},
+    matrix::{Server, configure, judge, judge_when, send},
     stage::{FAULTS_HEADER, FAULTS_STUB, SOON, Stage},
 };
 
@@ -282,13 +282,15 @@ fn a_stalled_tunnel() -> Outcome {
     let standing = Standing::new(&[(row, "hang")])?;
     let inside = standing.rig.console()?;
     let bridge = standing.rig.bridge().ok_or_else(|| Trouble::new("no bridge"))?;
-    // It is woken when the agents have their answers: only then can it write down what it did not see.
-    let waker = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(35));
-        kill(bridge, Signal::SIGCONT)
-    });
-    standing.row(&inside, row, "hang", || Ok(kill(bridge, Signal::SIGSTOP)?))?;
-    waker.join().map_err(|_| Trouble::new("the waker died"))??;
+    let mut sent = send(&inside, row, &path(row, "hang"), true)?;
+    for one in &mut sent {
+        one.arrived(&standing.broken.seen)?;
+    }
+    kill(bridge, Signal::SIGSTOP)?;
+    sent.iter_mut().for_each(super::matrix::Sent::from_now);
+    // Woken up, it writes down what it did not see.
+    let wake = || Ok(kill(bridge, Signal::SIGCONT)?);
+    judge_when(&standing.rig, &sent, |_| standing.broken.seen.clone(), wake)?;
     standing.recovers(&inside, row)
 }
 

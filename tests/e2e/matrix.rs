@@ -252,10 +252,21 @@ fn observed(kind: Kind, answer: &Answer) -> String {
 
 /// Compares everything about requests whose fault has happened; tells of every cell that is not as it should be.
 pub(crate) fn judge(rig: &Rig, sent: &[Sent<'_>], seen: impl Fn(&Row) -> Seen) -> Outcome {
+    judge_when(rig, sent, seen, || Ok(()))
+}
+
+/// The same; `told` happens when the agents have what they get, and before the records are looked at.
+pub(crate) fn judge_when(
+    rig: &Rig,
+    sent: &[Sent<'_>],
+    seen: impl Fn(&Row) -> Seen,
+    told: impl FnOnce() -> Outcome,
+) -> Outcome {
     let mut troubles: Vec<String> = Vec::new();
     for one in sent {
         troubles.extend(one.agent(&seen(one.row)).err().map(|trouble| trouble.to_string()));
     }
+    troubles.extend(told().err().map(|trouble| trouble.to_string()));
     for one in sent {
         troubles.extend(one.counted(&seen(one.row)).err().map(|trouble| trouble.to_string()));
     }

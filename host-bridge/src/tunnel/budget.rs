@@ -131,8 +131,14 @@ where
         // Empty frames are left out: HTTP/2 ends a connection on which too many were seen.
         while this.rest.is_empty() {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                // Trailers are dropped long before.
-                Some(Ok(frame)) => this.rest = frame.into_data().unwrap_or_default(),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => this.rest = bytes,
+                    // The upstream's were dropped long before: these say how the answer ends (T3).
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),
             }
@@ -229,6 +235,16 @@ mod tests {
             assert!(frames.iter().all(|frame| frame.remaining() <= FRAME));
         }
         assert_eq!(budget.0.answers.load(Ordering::Relaxed), 0, "what is dropped counts no longer");
+    }
+
+    #[tokio::test]
+    async fn what_says_how_an_answer_ends_passes() {
+        let trailers = http::HeaderMap::from_iter([(http::header::VIA, "x".parse().unwrap())]);
+        let frames =
+            [Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"x"))), Ok(Frame::trailers(trailers))];
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let collected = Paced::new(body, &Budget::default()).collect().await.unwrap();
+        assert!(collected.trailers().is_some());
     }
 
     #[test]
