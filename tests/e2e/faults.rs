@@ -210,7 +210,7 @@ impl Standing {
             }
         }
         happen()?;
-        sent.iter_mut().for_each(super::matrix::Sent::from_now);
+        sent.iter_mut().for_each(super::matrix::Sent::counts_from_now);
         judge(&self.rig, &sent, |_| self.broken.seen.clone())
     }
 
@@ -287,7 +287,7 @@ fn a_stalled_tunnel() -> Outcome {
         one.arrived(&standing.broken.seen)?;
     }
     kill(bridge, Signal::SIGSTOP)?;
-    sent.iter_mut().for_each(super::matrix::Sent::from_now);
+    sent.iter_mut().for_each(super::matrix::Sent::counts_from_now);
     // Woken up, it writes down what it did not see.
     let wake = || Ok(kill(bridge, Signal::SIGCONT)?);
     judge_when(&standing.rig, &sent, |_| standing.broken.seen.clone(), wake)?;

@@ -119,7 +119,7 @@ impl Sent<'_> {
     }
 
     /// The fault happens now: time counts from here.
-    pub(crate) fn from_now(&mut self) {
+    pub(crate) fn counts_from_now(&mut self) {
         self.at = now();
     }
 

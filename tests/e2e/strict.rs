@@ -120,7 +120,7 @@ fn verdicts(cases: &[Case]) -> Outcome<Vec<String>> {
             let arrived = upstream.seen.requests_to(&format!("?case={number}&"));
             verdicts.push(match (answer.status, &arrived[..]) {
                 (200, [request]) if request.body == case.body => PASSES.to_owned(),
-                (400 | 413, []) => refusal(&answer.json()["error"]["message"].as_str().unwrap_or_default()),
+                (400 | 413, []) => refusal(answer.json()["error"]["message"].as_str().unwrap_or_default()),
                 _ => {
                     return Err(Trouble::new(format!(
                         "{}: {answer:?}, arrived {} times",

@@ -57,7 +57,7 @@ fn shown(value: &Value) -> String {
         Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
             (Some(integer), ..) => format!("i{integer}"),
             (_, Some(integer), _) => format!("i{integer}"),
-            (.., Some(double)) if double == 0.0 => "i0".to_owned(),
+            (.., Some(0.0)) => "i0".to_owned(),
             (.., Some(double)) if double.fract() == 0.0 => format!("i{double:.0}"),
             (.., double) => format!("f{:016x}", double.unwrap_or(f64::NAN).to_bits()),
         },

@@ -222,7 +222,7 @@ async fn read_request(wire: &mut impl Wire, buffer: &mut Vec<u8>) -> Option<Requ
 }
 
 async fn more(wire: &mut impl Wire, buffer: &mut Vec<u8>) -> Option<()> {
-    let mut block = [0; 16 * 1024];
+    let mut block = vec![0; 16 * 1024];
     let count = wire.read(&mut block).await.ok().filter(|count| *count > 0)?;
     buffer.extend_from_slice(&block[..count]);
     Some(())
