@@ -83,13 +83,17 @@ fn is_wanted(arguments: &Arguments, name: &str) -> bool {
 }
 
 /// Tests of the process runtime alone, each for its reason.
-const PROCESS_ONLY: [&str; 9] = [
+const PROCESS_ONLY: [&str; 12] = [
     // Clients of this machine's own file system.
     "clients::",
+    "hangs::",
     "conformance::",
     "eras::",
     // Minutes of silence, which are the relay's and the bridge's alone.
     "keep_alive::",
+    // Hundreds of cells, which are the relay's and the bridge's as well.
+    "faults::",
+    "strict::",
     // The test's own sandbox, not moat's.
     "fixtures::",
     // The host's root file system, read-only, which no container has.
