@@ -127,16 +127,17 @@ impl Upstreams {
             let secure = request.uri().scheme_str() == Some("https");
             let authority = request.uri().authority().filter(|_| secure).cloned();
             let place = match &authority {
-                Some(authority) => Some(self.lanes.enter(authority.as_str()).await),
+                Some(authority) => {
+                    Some(self.lanes.enter(authority.as_str()).await.map_err(NoAnswer::Connect)?)
+                }
                 None => None,
             };
             let client = &self.clients[place.as_ref().map_or(0, |place| place.lane)];
-            let response = client.request(request).await?;
+            let response = client.request(request).await.map_err(|error| classify(&error))?;
             Ok(response.map(|body| Answer::new(body, place)))
         };
         match tokio::time::timeout(self.patience.first_byte, asking).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(classify(&error)),
+            Ok(answer) => answer,
             Err(_) => Err(NoAnswer::FirstByte),
         }
     }

@@ -78,10 +78,12 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
-            match tokio::time::timeout(this.patience, connect(&this.tls, &this.lanes, &uri)).await {
-                Ok(result) => result,
-                Err(_) => Err(ConnectFailure::Timeout),
+            let attempt = tokio::time::timeout(this.patience, connect(&this.tls, &this.lanes, &uri));
+            let result = attempt.await.unwrap_or(Err(ConnectFailure::Timeout));
+            if let (Err(failure), Some(authority)) = (&result, uri.authority()) {
+                this.lanes.failed(authority.as_str(), failure);
             }
+            result
         })
     }
 }

@@ -23,6 +23,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 
+use super::connect::ConnectFailure;
+
 /// Connections to one origin, at most.
 pub(super) const LANES: usize = 16;
 
@@ -34,6 +36,9 @@ pub(super) struct Lanes(Arc<Mutex<HashMap<String, Origin>>>);
 struct Origin {
     streams: Streams,
     used: [usize; LANES],
+    /// Connections that did not come to be, and why the last one did not.
+    failures: u64,
+    failure: Option<ConnectFailure>,
     /// A lane has room again, or it is known how much there is.
     room: Arc<Notify>,
 }
@@ -50,15 +55,23 @@ pub(super) enum Streams {
 }
 
 impl Lanes {
-    /// A place for a request to this origin; waits while there is none.
-    pub(super) async fn enter(&self, authority: &str) -> Place {
+    /// A place for a request to this origin; waits while there is none. Who waits for the first connection has its fate:
+    /// where that one cannot be made, nobody tries in turn, each for as long as connecting may take.
+    pub(super) async fn enter(&self, authority: &str) -> Result<Place, ConnectFailure> {
+        let mut waited_since: Option<u64> = None;
         loop {
             let room = {
                 let mut origins = self.origins();
                 let origin = origins.entry(authority.to_owned()).or_default();
+                let since = *waited_since.get_or_insert(origin.failures);
+                if let (Streams::Unknown, Some(failure)) = (origin.streams, &origin.failure)
+                    && origin.failures > since
+                {
+                    return Err(failure.clone());
+                }
                 if let Some(lane) = origin.lane() {
                     origin.used[lane] += 1;
-                    return Place { lane, authority: authority.to_owned(), lanes: self.clone() };
+                    return Ok(Place { lane, authority: authority.to_owned(), lanes: self.clone() });
                 }
                 // Made under the lock: whoever makes room later is heard.
                 Arc::clone(&origin.room).notified_owned()
@@ -71,6 +84,15 @@ impl Lanes {
     pub(super) fn learn(&self, authority: &str, streams: Streams) {
         if let Some(origin) = self.origins().get_mut(authority) {
             origin.streams = streams;
+            origin.room.notify_waiters();
+        }
+    }
+
+    /// A connection could not be made.
+    pub(super) fn failed(&self, authority: &str, failure: &ConnectFailure) {
+        if let Some(origin) = self.origins().get_mut(authority) {
+            origin.failures += 1;
+            origin.failure = Some(failure.clone());
             origin.room.notify_waiters();
         }
     }
@@ -203,23 +225,37 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn places() {
         let lanes = Lanes::default();
-        let scout = lanes.enter("a").await;
+        let scout = lanes.enter("a").await.unwrap();
         let waits = |authority| tokio::time::timeout(Duration::from_secs(1), lanes.enter(authority));
         assert!(waits("a").await.is_err(), "until it is known");
         assert!(waits("b").await.is_ok(), "another origin");
         drop(scout);
-        let scout = waits("a").await.unwrap();
+        let scout = waits("a").await.unwrap().unwrap();
         lanes.learn("a", Streams::AtMost(2));
         let mut places = vec![scout];
         for number in 1..2 * LANES {
-            places.push(waits("a").await.unwrap());
+            places.push(waits("a").await.unwrap().unwrap());
             assert_eq!(places[number].lane, number / 2);
         }
         assert!(waits("a").await.is_err(), "all are used up");
         let left = places.swap_remove(7);
         let (place, ()) = tokio::join!(lanes.enter("a"), async { drop(left) });
-        assert_eq!(place.lane, 3, "the one that has room");
+        assert_eq!(place.unwrap().lane, 3, "the one that has room");
         lanes.learn("a", Streams::None);
-        assert_eq!(waits("a").await.unwrap().lane, 0);
+        assert_eq!(waits("a").await.unwrap().unwrap().lane, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_connection_that_fails_fails_with_it() {
+        let lanes = Lanes::default();
+        let scout = lanes.enter("a").await.unwrap();
+        let fate = async {
+            tokio::task::yield_now().await;
+            lanes.failed("a", &ConnectFailure::Timeout);
+            drop(scout);
+        };
+        let (one, other, ()) = tokio::join!(lanes.enter("a"), lanes.enter("a"), fate);
+        assert_eq!((one.err(), other.err()), (Some(ConnectFailure::Timeout), Some(ConnectFailure::Timeout)));
+        assert!(lanes.enter("a").await.is_ok(), "who comes later tries again");
     }
 }
