@@ -243,7 +243,7 @@ mod tests {
         let frames =
             [Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"x"))), Ok(Frame::trailers(trailers))];
         let body = StreamBody::new(futures_util::stream::iter(frames));
-        let collected = Paced::new(body, &Budget::default()).collect().await.unwrap();
+        let collected = Paced::new(body, &Budget::default(), None).collect().await.unwrap();
         assert!(collected.trailers().is_some());
     }
 
