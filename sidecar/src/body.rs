@@ -220,4 +220,20 @@ mod tests {
         assert_eq!(upload.size_hint().exact(), Some(8));
         assert_eq!(upload.collect().await.unwrap().to_bytes(), "{\"id\":1}");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_body_is_read_at_once_and_a_large_one_is_left() {
+        let of = |length: usize| {
+            let text = format!("{{\"id\":1,\"x\":\"{}\"}}", "x".repeat(length));
+            Upload::new(Full::new(Bytes::from(text)))
+        };
+        let (mut small, mut large) = (of(10), of(usize::try_from(SMALL).unwrap()));
+        for upload in [&mut small, &mut large] {
+            upload.read_small(Duration::from_millis(2)).await.unwrap();
+        }
+        assert_eq!(small.noted().id().unwrap().as_str(), "1");
+        assert!(small.is_over() && !small.is_end_stream(), "it is held, and has to be sent");
+        assert_eq!(large.noted().id(), None);
+        assert_eq!(small.collect().await.unwrap().to_bytes().len(), 25);
+    }
 }
