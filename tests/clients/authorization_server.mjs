@@ -10,6 +10,9 @@ import { readFileSync } from "node:fs";
 import http from "node:http";
 import https from "node:https";
 
+// Nobody reads stdout after its first line.
+console.info = console.error;
+
 const [modules, certificate, key, resource] = process.argv.slice(2);
 const { Provider } = await import(`${modules}/oidc-provider/lib/index.js`);
 
@@ -90,7 +93,11 @@ server.on("request", async (request, response) => {
       response.writeHead(200, { "Content-Type": "application/json" });
       return void response.end(JSON.stringify({ access_token: "", token_type: "bearer", marker: "SECRET-MARKER" }));
     }
-    if (fault === "slow") await new Promise((done) => setTimeout(done, settings.wait));
+    if (fault === "slow") {
+      // Taken at once; the answer comes late.
+      const end = response.end.bind(response);
+      response.end = (...rest) => (setTimeout(() => end(...rest), settings.wait), response);
+    }
     if (fault === "lost") {
       // Taken, and the answer never arrives.
       response.end = () => (request.socket.destroy(), response);

@@ -18,6 +18,7 @@ mod house;
 mod injection;
 mod keep_alive;
 mod matrix;
+mod oauth;
 mod policy;
 mod preflight;
 mod restart;
@@ -83,12 +84,14 @@ fn is_wanted(arguments: &Arguments, name: &str) -> bool {
 }
 
 /// Tests of the process runtime alone, each for its reason.
-const PROCESS_ONLY: [&str; 12] = [
+const PROCESS_ONLY: [&str; 13] = [
     // Clients of this machine's own file system.
     "clients::",
     "hangs::",
     "conformance::",
     "eras::",
+    // The host's matter, whatever the sandbox is.
+    "oauth::",
     // Minutes of silence, which are the relay's and the bridge's alone.
     "keep_alive::",
     // Hundreds of cells, which are the relay's and the bridge's as well.
@@ -132,6 +135,7 @@ fn main() -> ExitCode {
         ("sidecar", sidecar::TESTS),
         ("preflight", preflight::TESTS),
         ("policy", policy::TESTS),
+        ("oauth", oauth::TESTS),
         ("secrets", secrets::TESTS),
         ("injection", injection::TESTS),
         ("restart", restart::TESTS),

@@ -24,6 +24,8 @@ pub enum Part {
     TypeScript,
     /// Node 22 with both editions of the official conformance suite and server-everything.
     Suite,
+    /// The authorization server of the OAuth tests.
+    Authorization,
     /// `script`, which makes terminals.
     Script,
     /// A C compiler.
@@ -59,6 +61,7 @@ impl Part {
             Self::AnyPython => "python3",
             Self::TypeScript => "node with @modelcontextprotocol/sdk (see .ci/run)",
             Self::Suite => "node 22, @modelcontextprotocol/conformance and server-everything (see .ci/run)",
+            Self::Authorization => "node and oidc-provider (see .ci/run)",
             Self::Script => "script (util-linux)",
             Self::Cc => "cc",
             Self::StaticC => "cc and a static C library",
@@ -84,6 +87,10 @@ impl Part {
             Self::AnyPython => succeeds(Command::new("python3").arg("--version")),
             Self::TypeScript => typescript().is_some() && succeeds(Command::new("node").arg("--version")),
             Self::Suite => crate::suite::run::installed(),
+            Self::Authorization => {
+                authorization_server().is_some()
+                    && (node22().is_some() || succeeds(Command::new("node").arg("--version")))
+            }
             Self::Script => succeeds(Command::new("script").arg("--version")),
             Self::Cc => succeeds(Command::new("cc").arg("--version")),
             Self::StaticC => has_static_c(),
@@ -154,6 +161,13 @@ pub fn agents() -> Option<PathBuf> {
     let modules = crate::rig::target_directory()?.join("clients/agents/node_modules");
     let all = ["claude", "codex", "gemini"].iter().all(|agent| modules.join(".bin").join(agent).exists());
     all.then_some(modules)
+}
+
+/// The modules of the authorization server: `target/clients/oidc/node_modules`.
+#[must_use]
+pub fn authorization_server() -> Option<PathBuf> {
+    let modules = crate::rig::target_directory()?.join("clients/oidc/node_modules");
+    existing(modules.join("oidc-provider")).map(|_| modules)
 }
 
 fn existing(path: impl AsRef<Path>) -> Option<PathBuf> {

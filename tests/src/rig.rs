@@ -190,6 +190,12 @@ impl Rig {
         self.root.path().join("user")
     }
 
+    /// The certificate that this rig trusts.
+    #[must_use]
+    pub fn trust(&self) -> PathBuf {
+        self.root.path().join("ca.pem")
+    }
+
     /// The workspace.
     #[must_use]
     pub fn workspace(&self) -> &Path {

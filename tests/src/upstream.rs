@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 
 use crate::{
     Outcome,
+    authorization::{Gate, is_active},
     listen::{Answer, Listening},
     pki::Authority,
     seen::{Event, Request as SeenRequest, Seen},
@@ -67,6 +68,21 @@ impl Upstream {
         Self::start(tools::unprimed(name), tls, demand)
     }
 
+    /// The MCP server `name` over HTTPS; it takes the tokens that the gate's authorization server calls good, and says
+    /// where they are to be had.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn gated(name: &str, authority: &Authority, gate: &Gate) -> Outcome<Self> {
+        let (service, seen) = (tools::service(name), Seen::default());
+        let (noted, gate) = (seen.clone(), gate.clone());
+        let tls = authority.server(&["localhost"], false)?;
+        let listening = Listening::http(Some(tls), move |request| {
+            admitted(service.clone(), noted.clone(), gate.clone(), request)
+        })?;
+        Ok(Self { listening, scheme: "https", seen })
+    }
+
     fn start(
         service: Service,
         tls: Option<Arc<rustls::ServerConfig>>,
@@ -101,6 +117,47 @@ async fn answer(service: Service, seen: Seen, demand: Option<Demand>, request: R
         let challenge =
             HeaderValue::from_static("Bearer resource_metadata=\"https://localhost/never-to-be-seen\"");
         refusal.headers_mut().insert(http::header::WWW_AUTHENTICATE, challenge);
+        return refusal;
+    }
+    service
+        .handle(Request::from_parts(head, body))
+        .await
+        .map(|body| body.map_err(|never| match never {}).boxed_unsync())
+}
+
+async fn admitted(service: Service, seen: Seen, gate: Gate, request: Request<Incoming>) -> Answer {
+    let (head, body) = request.into_parts();
+    let noted = SeenRequest::of(&head);
+    let host = noted.values("host").first().map(|host| (*host).to_owned()).unwrap_or_default();
+    let token = noted
+        .values("authorization")
+        .first()
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .map(str::to_owned);
+    seen.note(Event::Request(noted));
+    if head.uri.path() == "/.well-known/oauth-protected-resource/mcp" {
+        let issuer = gate.get().map(|(issuer, _)| issuer.as_str()).unwrap_or_default();
+        let document = serde_json::json!({
+            "resource": format!("https://{host}/mcp"), "authorization_servers": [issuer],
+            "scopes_supported": ["mcp:read", "mcp:write"],
+        });
+        let mut answer = plain(StatusCode::OK, &document.to_string());
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        return answer;
+    }
+    let good = match token {
+        Some(token) => {
+            tokio::task::spawn_blocking(move || is_active(&gate, &token)).await.unwrap_or_default()
+        }
+        None => false,
+    };
+    if !good {
+        let mut refusal = plain(StatusCode::UNAUTHORIZED, "the token is missing or no longer good");
+        let place =
+            format!("Bearer resource_metadata=\"https://{host}/.well-known/oauth-protected-resource/mcp\"");
+        if let Ok(challenge) = HeaderValue::try_from(place) {
+            refusal.headers_mut().insert(http::header::WWW_AUTHENTICATE, challenge);
+        }
         return refusal;
     }
     service

@@ -171,7 +171,9 @@ impl Edition {
             let said = || {
                 format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr))
             };
-            let one = Report::read(&own);
+            // A scenario of a group, `auth/...`, leaves its results one directory deeper.
+            let group = scenario.split_once('/').map_or("", |(group, _)| group);
+            let one = Report::read(&own.join(group));
             let one = one.map_err(|trouble| Trouble::new(format!("{scenario}: {trouble}\n{}", said())))?;
             report.extend(one.saying(&said()));
         }
