@@ -1,1 +1,67 @@
+use super::*;
 
+fn server(dir: &Path) -> (Server, PathBuf) {
+    let file = dir.join("x.yaml");
+    std::fs::write(&file, rules("a")).unwrap();
+    let loaded = file::load(&file, "x.yaml", &Scopes::default()).unwrap();
+    let source = super::super::bound::Source::File { path: file.clone(), shown: "x.yaml".to_owned() };
+    let server = Server {
+        name: "x".parse().unwrap(),
+        upstream: "https://h/mcp".to_owned().try_into().unwrap(),
+        inject: None,
+        policy: Some(Bound::new(source, &loaded.policy.set)),
+    };
+    (server, file)
+}
+
+fn rules(operation: &str) -> String {
+    format!(
+        "scope: x\nmode: enforce\nrules:\n- {{name: r, action: deny, match: {{operation: {operation}}}}}\n"
+    )
+}
+
+#[test]
+fn p40_p41_an_edit_is_judged_beside_and_a_broken_one_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, file) = server(dir.path());
+    let bound = server.policy.clone().unwrap();
+    let (seen, news) = look(&server, &bound, Seen::default());
+    assert_eq!(news, None, "as it was at the start");
+    std::fs::write(&file, rules("another")).unwrap();
+    let (seen, news) = look(&server, &bound, seen);
+    assert!(matches!(news, Some(News::Pending { .. })), "{news:?}");
+    assert_eq!(bound.state().policies().unwrap().count(), 2);
+    let (seen, news) = look(&server, &bound, seen);
+    assert_eq!(news, None, "told once");
+    std::fs::write(&file, "scope: [").unwrap();
+    let (seen, news) = look(&server, &bound, seen);
+    assert_eq!(news, None, "perhaps it is only half written");
+    let (seen, news) = look(&server, &bound, seen);
+    assert!(matches!(news, Some(News::Failed(_))), "{news:?}");
+    assert_eq!(bound.state().policies().unwrap().count(), 2, "what was stricter stays so");
+    assert!(bound.state().broken.is_some());
+    std::fs::remove_file(&file).unwrap();
+    let (seen, _) = look(&server, &bound, seen);
+    let (seen, news) = look(&server, &bound, seen);
+    assert!(matches!(&news, Some(News::Failed(reason)) if reason.contains("not found")), "{news:?}");
+    std::fs::write(&file, rules("a")).unwrap();
+    let (_, news) = look(&server, &bound, seen);
+    assert_eq!(news, Some(News::Same));
+    assert_eq!(bound.state().policies().unwrap().count(), 1);
+}
+
+#[test]
+fn p43_what_was_counted_and_learned_is_written_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, _) = server(dir.path());
+    let home = Home::at(dir.path().join("home"));
+    let key: Key = ("run_000000000001".parse().unwrap(), server.name.clone());
+    let bound = server.policy.unwrap();
+    bound.learn("t", "{\"readOnlyHint\":true}");
+    std::fs::create_dir_all(dir.path().join("home/runs")).unwrap();
+    save(&home, &key, &bound);
+    let after: Bound = serde_json::from_str(&serde_json::to_string(&bound).unwrap()).unwrap();
+    assert_eq!(after.annotations("t"), None);
+    restore(&home, &key.0, &key.1, &after);
+    assert_eq!(after.annotations("t").as_deref(), Some("{\"readOnlyHint\":true}"));
+}
