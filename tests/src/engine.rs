@@ -108,6 +108,8 @@ fn start_podman() -> Outcome<Engine> {
     let mut command = Command::new("podman");
     command
         .env("CONTAINERS_CONF", conf)
+        // It forgets the archives of images there.
+        .env("TMPDIR", &directory)
         .arg("--root")
         .arg(directory.join("storage"))
         .arg("--runroot")
