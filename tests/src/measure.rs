@@ -106,7 +106,7 @@ pub fn processor_ms(usage: &Usage) -> f64 {
     ms(Duration::from_micros(micros.unsigned_abs()))
 }
 
-/// A field of /proc/<pid>/status that counts kilobytes, in bytes: `VmRSS`, `VmHWM`, `RssAnon`.
+/// A field of `/proc/PID/status` that counts kilobytes, in bytes: `VmRSS`, `VmHWM`, `RssAnon`.
 ///
 /// # Errors
 /// When the process is gone.

@@ -1,6 +1,6 @@
 //! The server that the official suite is run against: everything it asks for, in both eras, made with `rmcp`.
 //!
-//! What it has stands in [`super::catalog`]; here is what it does.
+//! What it has stands in `catalog`; here is what it does.
 
 #![expect(deprecated, reason = "sampling, logging and subscriptions are alive in the revisions of 2025")]
 
