@@ -229,6 +229,7 @@ where
     if !is_json && !reviewer.judges_results() {
         return Ok(head.map(|()| relay.boxed_unsync()));
     }
+    relay.hold();
     let mut taken: Vec<Bytes> = Vec::new();
     let mut length = 0;
     while let Some(frame) = relay.frame().await {
@@ -238,7 +239,9 @@ where
                 length += bytes.len();
                 taken.push(bytes);
             }
-            Err(_) => return Err((PipelineError::Lost { server }, relay.into_trace())),
+            Err(Incomplete(failure)) => {
+                return Err((PipelineError::incomplete(failure, server), relay.into_trace()));
+            }
         }
         if length > ANSWER_MAX {
             break;

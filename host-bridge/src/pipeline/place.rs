@@ -73,6 +73,12 @@ pub(super) fn place(
             handles.find(&run.id, &server.name, handle).ok_or(PipelineError::NoSuchPath)?
         }
         (Some(LEGACY_MESSAGE_SEGMENT), ..) => return Err(PipelineError::NoSuchPath),
+        // Only what is sent to the one URL is judged.
+        _ if server.policy.is_some() && (!matches!(rest, "" | "/") || uri.query().is_some()) => {
+            return Err(PipelineError::Unconfined(
+                "the server has a policy: only its configured URL is served",
+            ));
+        }
         // Also where the encoding hides it.
         _ if names_well_known(rest) => return Err(PipelineError::NoSuchPath),
         _ => confine::join(&server.upstream, rest, uri.query()).map_err(PipelineError::Unconfined)?,
@@ -99,6 +105,18 @@ mod tests {
         let handles = Handles::default();
         let method = method.parse().unwrap();
         place(&run, &method, &path.parse().unwrap(), &handles).map(|placed| placed.target().to_string())
+    }
+
+    /// Only what is sent to the one URL is judged.
+    #[test_case("/mcp/x" => true; "the url itself")]
+    #[test_case("/mcp/x/" => true; "with a slash")]
+    #[test_case("/mcp/x/v1/items/5" => false; "below it")]
+    #[test_case("/mcp/x?tool=delete" => false; "with a query")]
+    fn with_a_policy(path: &str) -> bool {
+        let bound =
+            testing::rules("mode: enforce\nrules: [{name: r, action: deny, match: {operation: a}}]\n");
+        let run = testing::with_policy("https://h/mcp", &bound);
+        place(&run, &Method::DELETE, &path.parse().unwrap(), &Handles::default()).is_ok()
     }
 
     #[test_case("/mcp/notion" => "/mcp")]

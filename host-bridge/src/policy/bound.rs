@@ -104,8 +104,9 @@ struct Tools {
     changed: bool,
 }
 
-/// Tools whose annotations are kept, and the bytes of each.
+/// Tools whose annotations are kept, and the bytes of each one's name and annotations.
 const TOOLS: usize = 10_000;
+const NAME: usize = 1024;
 const ANNOTATIONS: usize = 4096;
 
 /// What must survive a restart of the bridge, so that it refills no budget and forgets no tool.
@@ -153,8 +154,15 @@ impl Bound {
 
     /// What the file says now: judged beside what was accepted, from the next call on.
     pub(crate) fn suggest(&self, policy: Option<Arc<Policy>>, broken: Option<String>) {
-        let accepted = self.state().accepted.clone();
-        *locked(&self.live.state) = Some(Arc::new(State { accepted, pending: policy, broken }));
+        let mut state = locked(&self.live.state);
+        let accepted = state.as_ref().map_or_else(|| self.compiled(), |state| state.accepted.clone());
+        *state = Some(Arc::new(State { accepted, pending: policy, broken }));
+    }
+
+    /// Nothing of this server passes any more, until somebody accepts its policy anew.
+    pub(crate) fn close(&self, reason: String) {
+        *locked(&self.live.state) =
+            Some(Arc::new(State { accepted: Err(reason), pending: None, broken: None }));
     }
 
     /// The same server's policy with what the file says, once somebody accepted it. It takes effect with
@@ -166,8 +174,12 @@ impl Bound {
 
     /// This is what is accepted, for all who share it.
     pub(crate) fn take_effect(&self) {
-        let state = State { accepted: self.compiled(), pending: None, broken: None };
-        *locked(&self.live.state) = Some(Arc::new(state));
+        let accepted = self.compiled();
+        let mut state = locked(&self.live.state);
+        // What the file said since then is still judged beside it.
+        let is_new = |policy: &Arc<Policy>| !accepted.as_ref().is_ok_and(|now| now.hash == policy.hash);
+        let pending = state.as_ref().and_then(|state| state.pending.clone()).filter(is_new);
+        *state = Some(Arc::new(State { accepted, pending, broken: None }));
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -178,8 +190,9 @@ impl Bound {
     pub(crate) fn learn(&self, tool: &str, annotations: &str) {
         let mut tools = locked(&self.live.tools);
         let known = tools.annotations.get(tool);
-        let too_much =
-            annotations.len() > ANNOTATIONS || (known.is_none() && tools.annotations.len() >= TOOLS);
+        let too_much = tool.len() > NAME
+            || annotations.len() > ANNOTATIONS
+            || (known.is_none() && tools.annotations.len() >= TOOLS);
         if too_much {
             // Not known is not trusted.
             tools.changed |= tools.annotations.remove(tool).is_some();

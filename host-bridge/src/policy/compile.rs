@@ -77,6 +77,17 @@ impl Policy {
         Ok(Self { set, hash, rules })
     }
 
+    /// Without what rewrites: an edit that nobody accepted may deny, never write into what others let pass (P41).
+    pub(crate) fn denying_only(mut self) -> Self {
+        self.rules.retain(|rule| rule.redactor.is_none());
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn rewrites(&self) -> bool {
+        self.rules.iter().any(|rule| rule.redactor.is_some())
+    }
+
     pub(crate) fn enforces(&self) -> bool {
         self.set.mode == Mode::Enforce
     }
@@ -197,12 +208,35 @@ impl Redactor {
     pub(super) fn rewrite(&self, text: &str) -> Option<String> {
         let mut current = if self.secrets { secrets::redacted(text) } else { text.to_owned() };
         for (regex, replace) in &self.patterns {
-            if let std::borrow::Cow::Owned(changed) = regex.replace_all(&current, replace.as_str()) {
-                current = changed;
+            match replaced(regex, &current, replace) {
+                Some(changed) => current = changed,
+                None => return Some("[REDACTED]".to_owned()),
             }
         }
         (current != text).then_some(current)
     }
+}
+
+/// What a text may grow to; a longer one is not there at all.
+const MOST: usize = 16 << 20;
+
+/// As `Regex::replace_all`. `None`: more than [`MOST`].
+fn replaced(regex: &regex::Regex, text: &str, replace: &str) -> Option<String> {
+    let references = replace.matches('$').count();
+    let (mut out, mut end) = (String::new(), 0);
+    for captures in regex.captures_iter(text) {
+        let whole = captures.get_match();
+        // A group lies in the whole match.
+        let most = replace.len() + references * whole.len() + out.len() + whole.start() - end;
+        if most > MOST {
+            return None;
+        }
+        out.push_str(&text[end..whole.start()]);
+        captures.expand(replace, &mut out);
+        end = whole.end();
+    }
+    out.push_str(&text[end..]);
+    Some(out)
 }
 
 fn target(target: &str) -> Result<Vec<String>, String> {
@@ -226,4 +260,39 @@ fn target(target: &str) -> Result<Vec<String>, String> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::model::Pattern;
+
+    #[test]
+    fn replacements_are_those_of_the_library() {
+        for (pattern, text, replace) in [
+            ("a", "banana", "$0$0"),
+            ("(n)(a)", "banana", "$2-$1"),
+            ("x", "banana", "y"),
+            ("", "ab", "-"),
+            ("é", "é é", "$$"),
+        ] {
+            let regex = Regex::new(pattern).unwrap();
+            assert_eq!(
+                replaced(&regex, text, replace).unwrap(),
+                regex.replace_all(text, replace),
+                "{pattern}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_text_that_doubles_itself_is_ended() {
+        let redact = Redact {
+            target: "params.x".to_owned(),
+            secrets: false,
+            patterns: vec![Pattern { pattern: "(?s).+".to_owned(), replace: "$0$0".to_owned() }; 50],
+        };
+        let redactor = Redactor::new(&redact).unwrap();
+        assert_eq!(redactor.rewrite("abc").as_deref(), Some("[REDACTED]"));
+    }
 }

@@ -152,14 +152,15 @@ fn look(server: &Server, bound: &Bound, mut seen: Seen) -> (Seen, Option<News>) 
                 seen.stamps = files.iter().map(|path| stamp(path)).collect();
                 seen.files = files;
             }
-            let same = policy.hash == bound.sha256;
+            // What is in force counts, not what is on its way to be.
+            let same = bound.state().accepted.as_ref().map_or(&bound.sha256, |now| &now.hash) == &policy.hash;
             let news = if same {
                 News::Same
             } else {
                 let changes = bound.rule_set().map(|old| Difference::between(&old, &policy.set).summary());
                 News::Pending { sha256: policy.hash.clone(), changes: changes.unwrap_or_default() }
             };
-            bound.suggest((!same).then(|| Arc::new(policy)), None);
+            bound.suggest((!same).then(|| Arc::new(policy.denying_only())), None);
             news
         }
         // Half written, perhaps.
@@ -202,8 +203,8 @@ pub(crate) fn save(home: &Home, (run, server): &Key, bound: &Bound) {
     }
 }
 
-/// Takes back what was written down before a restart. What cannot be read is not there: tools are unknown again, and
-/// the text of the error says so.
+/// Takes back what was written down before a restart. Where it cannot be read nothing of the server passes: budgets
+/// that are full again would be weaker than before.
 pub(crate) fn restore(home: &Home, run: &RunId, server: &ServerName, bound: &Bound) {
     let path = home.policy_memory(run, server);
     let memory = match std::fs::metadata(&path) {
@@ -218,6 +219,8 @@ pub(crate) fn restore(home: &Home, run: &RunId, server: &ServerName, bound: &Bou
         Ok(memory) => bound.remember(memory),
         Err(error) => {
             tracing::error!(file = %path.display(), %error, "what a policy counted before cannot be read");
+            let remedy = format!("'moat policy reload {run}' lets it count anew");
+            bound.close(format!("what its policy counted before cannot be read; {remedy}"));
         }
     }
 }

@@ -356,12 +356,19 @@ impl Owner {
             .filter_map(|entry| entry.is_over().then(|| entry.run.id.clone()))
             .collect();
         for run in over {
-            if let Some(engine) = self.runs.get(&run).and_then(|entry| entry.run.engine.clone()) {
-                // Nobody sweeps: the bridge is leaving, and the next one looks again.
-                let _next_time = self.left_behind.send(engine);
+            if let Some(entry) = self.runs.get(&run) {
+                self.look_for_left_behind(&entry.run);
             }
             self.end(&run, "the process that held it is gone");
             self.due = true;
+        }
+    }
+
+    /// Whoever held the run may have left its container.
+    fn look_for_left_behind(&self, run: &Run) {
+        if let Some(engine) = &run.engine {
+            // Nobody sweeps: the bridge is leaving. The next run on that engine has it looked through again.
+            let _next_time = self.left_behind.send(engine.clone());
         }
     }
 
@@ -404,6 +411,8 @@ impl Owner {
                     tracing::info!(run = %run.id, name = %run.name, runtime = %run.runtime, servers = run.servers.len(), "run registered");
                     let servers = run.servers.iter().map(|server| server.name.clone()).collect();
                     self.recorder.audit(&run.id, AuditEvent::RunRegistered { servers });
+                    // There may be containers of commands that died before they registered.
+                    self.look_for_left_behind(&run);
                     self.runs.insert(run.id.clone(), Entry::new(Arc::clone(&run)));
                     if let Err(Ok(run)) = reply.send(Ok(run)) {
                         abandoned.push(run.id.clone());
@@ -428,6 +437,9 @@ impl Owner {
             }
         }
         for run in abandoned {
+            if let Some(entry) = self.runs.get(&run) {
+                self.look_for_left_behind(&entry.run);
+            }
             self.end(&run, "whoever registered it did not wait for the answer");
             self.due = true;
         }

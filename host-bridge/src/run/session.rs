@@ -7,7 +7,7 @@
 //!     └──────────┴────────────┴── interrupted: nothing is left
 //! ```
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 use moat_shared::{
@@ -45,6 +45,8 @@ use crate::{
 
 /// From a stop to SIGKILL: more than PID 1 takes for the same.
 const PATIENCE: Duration = Duration::from_millis(plan::GRACE_MS + 3_000);
+/// An engine that does not answer is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// For the bridge to take note of the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// After so long people want to know what is going on.
@@ -300,8 +302,12 @@ impl Session<'_> {
                     return code.map_err(|error| Failure::new(format!("waiting for the sandbox: {error}")));
                 }
                 () = out_of_patience => {
-                    running.kill().await.map_err(|error| Failure::new(format!("ending the sandbox: {error}")))?;
-                    deadline = None;
+                    let killed = told_in_time(running.kill()).await;
+                    // Again, until it has ended.
+                    deadline = killed.err().map(|error| {
+                        print::note(&attached.line(&format!("Warning: the sandbox was not ended: {error}")));
+                        Instant::now() + ASK_AGAIN
+                    });
                     continue;
                 }
                 told = signals.next() => match told {
@@ -328,16 +334,21 @@ impl Session<'_> {
                 deadline = Some(Instant::now() + PATIENCE);
                 record.stopping(home).map_err(|error| Failure::from_error(&error))?;
             }
-            running
-                .signal(stop)
-                .await
-                .map_err(|error| Failure::new(format!("stopping the sandbox: {error}")))?;
+            // What it was not told ends by force when the time is over.
+            if let Err(error) = told_in_time(running.signal(stop)).await {
+                print::note(&attached.line(&format!("Warning: the sandbox was not told to stop: {error}")));
+            }
         }
     }
 
     async fn unregister(&self) {
         farewell(&self.client, &self.id).await;
     }
+}
+
+/// An engine that hangs keeps nobody from asking again.
+async fn told_in_time(telling: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    tokio::time::timeout(ASK_AGAIN, telling).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn code_of(signal: Signal) -> u8 {

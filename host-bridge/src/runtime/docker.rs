@@ -106,7 +106,13 @@ impl Runtime for Docker<'_> {
         let image = image::find(&self.engine, name).await?;
         let command = image.command(&order)?;
         let tunnel_dir = self.home.tunnel_dir();
-        let body = container::body(&order, &image, &tunnel_dir, &container::owner(self.home));
+        let secret = std::fs::canonicalize(self.home.root())
+            .map_err(|source| RuntimeError::Io { doing: "finding moat's directory".to_owned(), source })?;
+        let hidden = container::hidden(&order, &secret).map_err(|source| RuntimeError::Refused {
+            text: format!("{} lies in moat's own directory", source.display()),
+            hint: None,
+        })?;
+        let body = container::body(&order, &image, &tunnel_dir, &hidden, &container::owner(self.home));
         Ok(Created { engine: self.engine.clone(), image, order, body, tunnel_dir, command })
     }
 }

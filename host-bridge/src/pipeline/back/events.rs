@@ -228,14 +228,16 @@ fn review_event(event: &[u8], first_of_stream: bool, reviewer: &Reviewer) -> Opt
             data.extend_from_slice(value);
             continue;
         }
-        is_endpoint |= field == b"event" && value == b"endpoint";
+        if field == b"event" {
+            // The last one counts.
+            is_endpoint = value == b"endpoint";
+        }
         others.extend_from_slice(line);
         others.push(b'\n');
     }
     // A priming event, a comment; or where the old transport's messages go, which is rewritten by itself.
-    if data.is_empty()
-        || (is_endpoint && !data.trim_ascii_start().starts_with(b"{") && !data.starts_with(b"["))
-    {
+    let is_message = matches!(data.trim_ascii_start().first(), Some(b'{' | b'['));
+    if data.is_empty() || (is_endpoint && !is_message) {
         return None;
     }
     let changed = match reviewer.review(&data) {

@@ -128,24 +128,35 @@ impl Reviewer {
 
     /// The edits of one message. `None`: it is withheld.
     fn message(&self, message: &Node, bytes: &[u8], policies: &[Arc<Policy>]) -> Option<Vec<Edit>> {
-        if let Some(method) = message.get("method") {
+        let judges = policies.iter().any(|policy| policy.judges_results());
+        let (given, failed) = (message.get("result"), message.get("error"));
+        if judges && given.is_some() && failed.is_some() {
+            // Who reads it decides which of the two it is.
+            return None;
+        }
+        if let (Some(method), None) = (message.get("method"), given.or(failed)) {
             let method = method.text().unwrap_or_default();
             return Some(self.unasked(message, method, policies));
         }
         let asked = self.asked_for(message, bytes);
         let method = asked.and_then(|asked| asked.method.as_deref());
-        let Some(result) = message.get("result").or_else(|| message.get("error")) else {
-            return Some(Vec::new());
-        };
+        let Some(result) = given.or(failed) else { return Some(Vec::new()) };
         let list = LISTS.iter().find(|(name, key, _)| match method {
             Some(method) => method == *name,
             // By its shape: nothing else has such a list of things with names.
             None => result.get(key).is_some_and(|list| matches!(list.data, Data::List(_))),
         });
         if let Some((_, key, name)) = list {
-            return Some(self.list(result, key, name, bytes, policies));
+            if judges && method.is_none() {
+                // It only looks like a list.
+                let edits = self.result(message, result, asked, bytes, policies)?;
+                if !edits.is_empty() {
+                    return Some(edits);
+                }
+            }
+            return Some(self.list(result, key, name, method.is_some(), bytes, policies));
         }
-        if !policies.iter().any(|policy| policy.judges_results()) {
+        if !judges {
             return Some(Vec::new());
         }
         self.result(message, result, asked, bytes, policies)
@@ -170,6 +181,7 @@ impl Reviewer {
         result: &Node,
         key: &str,
         name: &str,
+        was_asked_for: bool,
         bytes: &[u8],
         policies: &[Arc<Policy>],
     ) -> Vec<Edit> {
@@ -180,7 +192,7 @@ impl Reviewer {
                 // Nobody can call what has no name.
                 continue;
             };
-            if key == "tools" {
+            if key == "tools" && was_asked_for {
                 self.learn(item_name, item, bytes);
             }
             let (kind, operation) = of_item(key, item_name);

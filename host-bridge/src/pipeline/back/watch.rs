@@ -151,7 +151,7 @@ impl Watch {
 
     fn end_of_event(&mut self) {
         let Some((mut reader, mut answer)) = self.event.take() else { return };
-        if answer.unreadable || reader.finish(&mut answer).is_err() {
+        if answer.unreadable || reader.finish(&mut answer).is_err() || answer.ids.is_empty() {
             return;
         }
         // Only what is waited for is remembered: a batch is bounded, an upstream's stream is not.
@@ -165,6 +165,9 @@ impl Watch {
         self.satisfied = outstanding.is_empty();
     }
 }
+
+/// Responses in one event whose ids are remembered: no request asks for more.
+const IDS_MAX: usize = 1024;
 
 /// The ids of the responses in one event.
 #[derive(Debug, Default)]
@@ -202,7 +205,7 @@ impl Visitor for Answer {
             self.id = token.map(str::to_owned);
         } else if depth + 1 == self.level() && kind == Kind::Object {
             let id = self.id.take();
-            if std::mem::take(&mut self.outcome) {
+            if std::mem::take(&mut self.outcome) && self.ids.len() < IDS_MAX {
                 self.ids.extend(id);
             }
         }

@@ -63,11 +63,12 @@ pub(in crate::pipeline) fn context(
     }
 }
 
-/// The start of the arguments; secrets are taken out of the whole before it is cut.
+/// The start of the arguments; secrets are taken out before it is cut, of more than could be one.
 pub(in crate::pipeline) fn summary(text: &str) -> String {
-    let clean = secrets::redacted(text);
+    const READ: usize = 64 * 1024;
+    let clean = secrets::redacted(&text[..text.floor_char_boundary(READ)]);
     let mut summary: String = clean.chars().take(SUMMARY).collect();
-    if summary.len() < clean.len() {
+    if summary.len() < clean.len() || text.len() > READ {
         summary.push_str("...");
     }
     summary

@@ -56,11 +56,29 @@ pub(super) fn tunnel_socket() -> PathBuf {
     Path::new(OWN).join("tunnel/bridge.sock")
 }
 
+/// Where nothing is to be seen: moat's own directory, wherever it lies below what is mounted. `Err`: what is mounted lies
+/// in it.
+pub(super) fn hidden<'o>(order: &'o Order, secret: &Path) -> Result<Vec<PathBuf>, &'o Path> {
+    let workspace = (order.workspace.as_path(), Path::new(WORKSPACE));
+    let mounts = order.mounts.iter().map(|mount| (mount.source.as_path(), mount.target.as_path()));
+    let mut places = Vec::new();
+    for (source, target) in std::iter::once(workspace).chain(mounts) {
+        if source.starts_with(secret) {
+            return Err(source);
+        }
+        if let Ok(below) = secret.strip_prefix(source) {
+            places.push(target.join(below));
+        }
+    }
+    Ok(places)
+}
+
 /// The container to be.
 pub(super) fn body(
     order: &Order,
     image: &Image,
     tunnel_dir: &Path,
+    hidden: &[PathBuf],
     labels: &HashMap<String, String>,
 ) -> ContainerCreateBody {
     let user = if order.container.no_capabilities { image.user.clone() } else { "0:0".to_owned() };
@@ -80,12 +98,12 @@ pub(super) fn body(
         labels: Some(labels.clone()),
         // It would run as root what the agent may have written.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
-        host_config: Some(host(order, tunnel_dir)),
+        host_config: Some(host(order, tunnel_dir, hidden)),
         ..ContainerCreateBody::default()
     }
 }
 
-fn host(order: &Order, tunnel_dir: &Path) -> HostConfig {
+fn host(order: &Order, tunnel_dir: &Path, hidden: &[PathBuf]) -> HostConfig {
     let options = order.container;
     let mut mounts = vec![
         bind(&order.workspace, Path::new(WORKSPACE), false),
@@ -94,6 +112,12 @@ fn host(order: &Order, tunnel_dir: &Path) -> HostConfig {
     mounts.extend(
         order.mounts.iter().map(|Mount { source, target, read_only }| bind(source, target, *read_only)),
     );
+    mounts.extend(hidden.iter().map(|place| EngineMount {
+        target: Some(place.to_string_lossy().into_owned()),
+        typ: Some(MountType::TMPFS),
+        read_only: Some(true),
+        ..EngineMount::default()
+    }));
     if options.read_only {
         mounts.push(EngineMount {
             target: Some(OWN.to_owned()),
@@ -158,7 +182,7 @@ mod tests {
 
     fn made(order: &Order) -> ContainerCreateBody {
         let image = Image { id: "sha256:1".into(), user: "node".into(), ..Image::default() };
-        body(order, &image, Path::new("/h/proxy/tunnel"), &HashMap::new())
+        body(order, &image, Path::new("/h/proxy/tunnel"), &["/workspace/.moat".into()], &HashMap::new())
     }
 
     #[test]
@@ -175,7 +199,8 @@ mod tests {
         assert_eq!(host.auto_remove, Some(true));
         let mounts: Vec<_> =
             host.mounts.unwrap().into_iter().map(|m| (m.target.unwrap(), m.read_only)).collect();
-        let wanted = [("/workspace", false), ("/.moat/tunnel", true), ("/lib2", true)];
+        let wanted =
+            [("/workspace", false), ("/.moat/tunnel", true), ("/lib2", true), ("/workspace/.moat", true)];
         assert_eq!(mounts, wanted.map(|(target, read_only)| (target.to_owned(), Some(read_only))));
         assert_eq!(body.hostname.as_deref(), Some("brave-otter-1"));
     }
@@ -190,6 +215,20 @@ mod tests {
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!(host.readonly_rootfs, Some(true));
         assert!(host.mounts.unwrap().iter().any(|mount| mount.typ == Some(MountType::VOLUME)));
+    }
+
+    #[test]
+    fn moat_s_own_directory_is_hidden_wherever_it_is_mounted() {
+        let mounts = vec![
+            Mount { source: "/home".into(), target: "/h".into(), read_only: false },
+            Mount { source: "/lib".into(), target: "/l".into(), read_only: false },
+        ];
+        let order = Order { workspace: "/home/me".into(), mounts, ..order() };
+        let places = hidden(&order, Path::new("/home/me/.moat")).unwrap();
+        assert_eq!(places, [Path::new("/workspace/.moat"), Path::new("/h/me/.moat")]);
+        for inside in ["/home/me", "/home"] {
+            assert!(hidden(&order, Path::new(inside)).is_err(), "{inside}");
+        }
     }
 
     #[test]

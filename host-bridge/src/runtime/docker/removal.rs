@@ -88,14 +88,17 @@ pub(crate) async fn sweep(socket: &Path, home: &Home) -> Result<usize, EngineErr
         .build();
     let listed = engine.api.list_containers(Some(options)).await;
     let listed = listed.map_err(|source| EngineError::Asking { doing: "listing containers", source })?;
-    let mut removed = 0;
+    let (mut removed, mut failed) = (0, None);
     for container in listed {
         let labels = container.labels.unwrap_or_default();
-        let dead = labels.get(HOLDER).and_then(|text| holder(text)).is_none_or(|holder| !holder.is_alive());
+        let dead = labels.get(HOLDER).and_then(|text| holder(text)).is_some_and(|holder| !holder.is_alive());
         if let (true, Some(id)) = (dead, container.id) {
-            remove(&engine, &id).await?;
-            removed += 1;
+            // One that cannot be removed does not keep the others.
+            match remove(&engine, &id).await {
+                Ok(()) => removed += 1,
+                Err(error) => failed = Some(error),
+            }
         }
     }
-    Ok(removed)
+    failed.map_or(Ok(removed), Err)
 }
