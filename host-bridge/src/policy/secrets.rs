@@ -158,9 +158,6 @@ mod tests {
 
     #[test]
     fn a_text_of_nothing_but_secrets_is_not_searched_for_ever() {
-        let text: String =
-            (0..100).map(|n| format!("AKIA{n:016X} ").replace(['0', '1', '8', '9'], "A")).collect();
-        assert!(find(&text).is_err() || find(&text).unwrap().len() <= MOST);
         let many: String = (b'A'..=b'Z')
             .flat_map(|a| {
                 (b'A'..=b'Z').map(move |b| format!("AKIAQ7XMPLTZ{}{}KDJHWE ", a as char, b as char))
