@@ -265,7 +265,13 @@ fn of_processes() -> Outcome {
     let injected =
         standing.rig.lines("audit.jsonl").iter().filter(|l| l["type"] == "credential.injected").count();
     ensure(injected >= 12, || format!("{injected} uses of the credential in the audit log"))?;
+    let killed = standing.rig.bridge();
     kill_bridge()?;
+    // Before the relay has seen the end of the tunnel, requests would be on their way into the old one.
+    eventually("the tunnel is down, or another bridge is there", SOON, || {
+        let down = inside.answer(&Request::new("GET", "/healthz")).is_ok_and(|answer| answer.status != 200);
+        (down || standing.rig.bridge().is_some_and(|pid| Some(pid) != killed)).then_some(())
+    })?;
     standing.after(&inside, &process::BRIDGE_AWAY)?;
     for (row, fault) in &rows[3..5] {
         standing.row(&inside, row, fault, kill_relay)?;

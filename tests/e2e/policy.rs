@@ -107,7 +107,7 @@ fn no_way_around() -> Outcome {
     let rig = Rig::new()?;
     let open = Faults::plain()?;
     rig.config(&format!(
-        "mcp:\n  - name: open\n    url: {}\n    policy: {{deny: ['wipe_*']}}\n  - name: twin\n    url: {0}\n    policy: {{allow: [get]}}\n",
+        "mcp:\n  - name: open\n    url: {}/ok\n    policy: {{deny: ['wipe_*']}}\n  - name: twin\n    url: {0}/ok\n    policy: {{allow: [get]}}\n",
         open.url()
     ))?;
     let inside = rig.console()?;
@@ -123,7 +123,7 @@ fn no_way_around() -> Outcome {
         r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"wipe_board"}}"#,
     ];
     for body in bodies {
-        for target in ["/mcp/open/ok", "/mcp/open/ok?x=1", "/mcp/twin/ok"] {
+        for target in ["/mcp/open", "/mcp/open/", "/mcp/open?x=1", "/mcp/open/x", "/mcp/twin"] {
             for header in [None, Some(("Mcp-Method", "ping")), Some(("MCP-Protocol-Version", "2026-07-28"))] {
                 let mut request = Request::rpc(target, 7, "x").body(Body::Text(body.to_owned()));
                 if let Some((name, value)) = header {
@@ -137,13 +137,13 @@ fn no_way_around() -> Outcome {
         }
     }
     for method in ["GET", "DELETE", "PUT", "PATCH"] {
-        let request = Request::new(method, "/mcp/open/ok").header("Content-Type", "application/json");
+        let request = Request::new(method, "/mcp/open").header("Content-Type", "application/json");
         let answer = inside.answer(&request.body(Body::Text(bodies[0].to_owned())))?;
         ensure(answer.status >= 400, || format!("{method}: {answer:?}"))?;
     }
     let seen = open.seen.requests();
     ensure(seen.is_empty(), || format!("reached the server: {seen:?}"))?;
-    let passes = Request::rpc("/mcp/twin/ok", 7, "tools/call");
+    let passes = Request::rpc("/mcp/twin", 7, "tools/call");
     let call = json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "get"}});
     let answer = inside.answer(&passes.body(Body::Text(call.to_string())))?;
     ensure(answer.status == 200 && open.seen.requests().len() == 1, || format!("{answer:?}"))?;
