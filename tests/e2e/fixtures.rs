@@ -9,7 +9,7 @@ use moat_tests::{
     inside::{Inside, Request},
     listen::Listening,
     rig,
-    trouble::ensure,
+    trouble::{Trouble, ensure},
     upstream::{Demand, Upstream},
 };
 use serde_json::json;
@@ -84,13 +84,21 @@ fn faults_are_faults() -> Outcome {
     client.end().map(|_| ())
 }
 
+/// Once in five is enough: a client that does not time them never does, and a busy machine delays now and then.
 fn client_times_events() -> Outcome {
     let faults = Faults::plain()?;
     let client = bare(&faults.url())?;
-    let answer = client.answer(&Request::rpc("/ticks?n=3&ms=100", 7, "ping"))?;
-    let times: Vec<u64> = answer.pieces.iter().map(|(at, _)| *at).collect();
-    let gaps: Vec<f64> = times.windows(2).take(2).map(|pair| millis(pair[1] - pair[0])).collect();
-    ensure(gaps.iter().all(|gap| (60.0..160.0).contains(gap)), || format!("{gaps:?}"))
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        let answer = client.answer(&Request::rpc("/ticks?n=3&ms=100", 7, "ping"))?;
+        let times: Vec<u64> = answer.pieces.iter().map(|(at, _)| *at).collect();
+        let gaps: Vec<f64> = times.windows(2).take(2).map(|pair| millis(pair[1] - pair[0])).collect();
+        if gaps.len() == 2 && gaps.iter().all(|gap| (60.0..160.0).contains(gap)) {
+            return Ok(());
+        }
+        seen.push(gaps);
+    }
+    Err(Trouble::new(format!("{seen:?}")))
 }
 
 fn server_notices_departure() -> Outcome {

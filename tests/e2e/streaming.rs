@@ -40,25 +40,27 @@ pub(crate) const TESTS: &[Test] = &[
     .ahead(),
 ];
 
+/// What is buffered is late each time; a busy machine delays now and then, so each target has three tries.
 fn events_arrive_when_they_are_sent() -> Outcome {
     let stage = Stage::new()?;
     let inside = stage.rig.console()?;
     for target in ["/mcp/faults/ticks?n=5&ms=300", "/mcp/open/ticks?n=5&ms=300"] {
-        let answer = inside.answer(&Request::rpc(target, 7, "tools/call"))?;
-        let times: Vec<u64> =
-            answer.pieces.iter().filter(|(_, t)| t.contains("progress\"")).map(|(at, _)| *at).collect();
-        ensure(times.len() == 5, || format!("{target}: {} pieces: {:?}", times.len(), answer.pieces))?;
-        let gaps: Vec<f64> = times.windows(2).map(|pair| millis(pair[1] - pair[0])).collect();
-        ensure(gaps.iter().all(|gap| (250.0..350.0).contains(gap)), || {
-            format!("{target}: gaps of {gaps:?} ms")
-        })?;
-        ensure(answer.json()["result"]["ticks"] == 5 && answer.clean, || format!("{answer:?}"))?;
-        ensure(answer.value("content-type") == Some("text/event-stream"), || {
-            format!("{:?}", answer.headers)
-        })?;
-        ensure(answer.value("x-accel-buffering") == Some("no"), || format!("{:?}", answer.headers))?;
+        let in_time = || events_arrive(&inside, target);
+        in_time().or_else(|_| in_time()).or_else(|_| in_time())?;
     }
     Ok(())
+}
+
+fn events_arrive(inside: &Inside, target: &str) -> Outcome {
+    let answer = inside.answer(&Request::rpc(target, 7, "tools/call"))?;
+    let times: Vec<u64> =
+        answer.pieces.iter().filter(|(_, t)| t.contains("progress\"")).map(|(at, _)| *at).collect();
+    ensure(times.len() == 5, || format!("{target}: {} pieces: {:?}", times.len(), answer.pieces))?;
+    let gaps: Vec<f64> = times.windows(2).map(|pair| millis(pair[1] - pair[0])).collect();
+    ensure(gaps.iter().all(|gap| (250.0..350.0).contains(gap)), || format!("{target}: gaps of {gaps:?} ms"))?;
+    ensure(answer.json()["result"]["ticks"] == 5 && answer.clean, || format!("{answer:?}"))?;
+    ensure(answer.value("content-type") == Some("text/event-stream"), || format!("{:?}", answer.headers))?;
+    ensure(answer.value("x-accel-buffering") == Some("no"), || format!("{:?}", answer.headers))
 }
 
 fn a_departure_reaches_the_upstream() -> Outcome {
