@@ -5,7 +5,7 @@
 #![expect(deprecated, reason = "sampling, logging and subscriptions are alive in the revisions of 2025")]
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -122,6 +122,9 @@ struct Everything {
     /// The `requestState`s given out: whatever else comes back was tampered with.
     states: Arc<Mutex<HashSet<String>>>,
     changes: broadcast::Sender<Change>,
+    /// Who was accepted and is about to listen, by the task that serves it: rmcp acknowledges in between, and a client
+    /// may cause a change as soon as it reads that.
+    accepted: Arc<Mutex<HashMap<tokio::task::Id, broadcast::Receiver<Change>>>>,
     tasks: TaskManager,
 }
 
@@ -132,6 +135,7 @@ impl Default for Everything {
             subscribed: Arc::default(),
             states: Arc::default(),
             changes: broadcast::channel(16).0,
+            accepted: Arc::default(),
             tasks: TaskManager::new(),
         }
     }
@@ -291,11 +295,16 @@ impl ServerHandler for Everything {
     }
 
     fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        if let Some(task) = tokio::task::try_id() {
+            lock(&self.accepted).insert(task, self.changes.subscribe());
+        }
         Some(requested.clone())
     }
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
-        let mut changes = self.changes.subscribe();
+        let accepted = tokio::task::try_id().and_then(|task| lock(&self.accepted).remove(&task));
+        let mut changes = accepted
+            .ok_or_else(|| ErrorData::internal_error("listens in another task than accepted", None))?;
         loop {
             let change = tokio::select! {
                 () = context.cancelled() => return Ok(()),
