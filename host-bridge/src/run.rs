@@ -45,6 +45,16 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
     for warning in &order.warnings {
         print::note(&format!("Warning: {warning}"));
     }
+    if let Some(agent) = order.agent
+        && matches!(chosen, Chosen::Process)
+        && order.config.network.is_none()
+    {
+        print::note(&format!(
+            "Warning: the sandbox has no network, so {} cannot reach its model; to give it one, write\n  network:\n    \
+             mode: open\nin moat.yaml, or 'mode: none' to be told this no more",
+            agent.name()
+        ));
+    }
     if context.global.dry_run {
         return describe(&order, &chosen, context.global.json);
     }

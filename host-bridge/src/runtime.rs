@@ -163,6 +163,8 @@ pub(crate) enum RuntimeError {
     Unknown(String),
     #[error("network mode '{mode}' is not supported yet on the {runtime} runtime")]
     Network { mode: &'static str, runtime: &'static str },
+    #[error("network mode 'open' needs pasta, which is not on this machine")]
+    NoPasta,
     #[error("no command")]
     NoCommand,
     #[error("no image is named for the {0} runtime")]
@@ -186,9 +188,13 @@ impl Hint for RuntimeError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::NotYet(_) => Some("use --runtime process (Linux), docker or podman".into()),
-            Self::Network { runtime: "process", .. } => {
-                Some("leave network.mode out: the sandbox has no network but lo".into())
-            }
+            Self::Network { runtime: "process", .. } => Some(
+                "network.mode may be 'none', which is the default, or 'open', where pasta is installed".into(),
+            ),
+            Self::NoPasta => Some(
+                "install the package passt, or leave network.mode out: the sandbox has no network but lo then"
+                    .into(),
+            ),
             Self::Network { .. } => {
                 Some("network.mode may be 'none', or 'open', which is the default".into())
             }

@@ -18,6 +18,7 @@ mod house;
 mod injection;
 mod keep_alive;
 mod matrix;
+mod network;
 mod oauth;
 mod policy;
 mod preflight;
@@ -84,7 +85,7 @@ fn is_wanted(arguments: &Arguments, name: &str) -> bool {
 }
 
 /// Tests of the process runtime alone, each for its reason.
-const PROCESS_ONLY: [&str; 13] = [
+const PROCESS_ONLY: [&str; 14] = [
     // Clients of this machine's own file system.
     "clients::",
     "hangs::",
@@ -106,6 +107,8 @@ const PROCESS_ONLY: [&str; 13] = [
     // Of namespaces in namespaces.
     "sandbox::orphans_are_reaped_and_nothing_is_left",
     "preflight::",
+    // Its own way out; containers have their engine's.
+    "network::",
 ];
 
 /// Where this test is run.
@@ -151,6 +154,7 @@ fn main() -> ExitCode {
         ("rules", rules::TESTS),
         ("files", files::TESTS),
         ("sandbox", sandbox::TESTS),
+        ("network", network::TESTS),
         ("containers", containers::TESTS),
         ("agents", agents::TESTS),
     ];

@@ -28,5 +28,6 @@ pub mod suite;
 pub mod tools;
 pub mod trouble;
 pub mod upstream;
+pub mod world;
 
 pub use trouble::{Outcome, Trouble};

@@ -44,6 +44,8 @@ pub enum Part {
     Docker,
     /// podman, the same.
     Podman,
+    /// pasta, root to make hosts of the test's own with `ip`, and the device that pasta moves packets through.
+    Pasta,
     /// Claude Code, Codex and Gemini CLI, and a Node that runs them.
     Agents,
 }
@@ -71,6 +73,7 @@ impl Part {
             Self::Schedule => "more than five minutes (MOAT_TESTS_LONG=1, as .ci/long has it)",
             Self::Docker => "dockerd, docker, busybox-static, ip, and root",
             Self::Podman => "podman, docker, busybox-static, and root",
+            Self::Pasta => "pasta (package passt), ip, /dev/net/tun, and root",
             Self::Agents => "claude, codex, gemini and node 22 (see .ci/run)",
         }
     }
@@ -102,6 +105,12 @@ impl Part {
             }
             Self::Docker => has_engine("dockerd") && succeeds(Command::new("ip").arg("-V")),
             Self::Podman => has_engine("podman"),
+            Self::Pasta => {
+                Self::Root.here()
+                    && Path::new("/dev/net/tun").exists()
+                    && succeeds(Command::new("pasta").arg("--version"))
+                    && succeeds(Command::new("ip").arg("-V"))
+            }
             Self::Agents => agents().is_some() && node22().is_some(),
         }
     }

@@ -39,7 +39,9 @@ impl Args {
             let status = bridge::look(&context.home, Timestamp::now(), &mut report).await;
             credentials::look(&context.home, &store, &mut report);
             runtime::look(Path::new("/proc/sys"), nix::unistd::geteuid().is_root(), &mut report);
-            runtime::users(&Process { env: &context.env, home: &context.home }, &self.workspace, &mut report);
+            let process = Process { env: &context.env, home: &context.home };
+            runtime::network(&process, &mut report);
+            runtime::users(&process, &self.workspace, &mut report);
             runtime::engines(&context.env, &mut report).await;
             let servers = servers::look(&self.workspace, &store, &mut report);
             servers::reach(&servers, &mut report).await;

@@ -1,8 +1,8 @@
-//! The process runtime: Linux namespaces on the host's own root file system, and no network but `lo`.
+//! The process runtime: Linux namespaces on the host's own root file system, and no network but `lo` unless asked.
 //!
 //! [`builder`] and [`inside`] are the two halves of `moat __sandbox`, which this starts and talks to:
 //! [`spec`] says how. [`tree`] is the file system, [`ids`] the users, [`hide`] what is kept from sight,
-//! [`seccomp`] what may not be asked of the kernel.
+//! [`seccomp`] what may not be asked of the kernel, [`network`] the way out where one is wanted.
 
 mod builder;
 mod etc;
@@ -10,6 +10,7 @@ mod hide;
 mod idmap;
 mod ids;
 mod inside;
+mod network;
 mod seccomp;
 mod spec;
 mod sys;
@@ -95,7 +96,7 @@ impl Runtime for Process<'_> {
 
     async fn create(&self, order: Order) -> Result<Created, RuntimeError> {
         super::embed::sidecar()?;
-        self.check(&order)?;
+        let pasta = self.check(&order)?;
         let host = ids::survey(&order.workspace, std::process::id(), self.has_mappers())
             .map_err(failed("looking at the workspace"))?;
         self.refuse_half_root(host.uid)?;
@@ -108,6 +109,7 @@ impl Runtime for Process<'_> {
             hidden,
             secret,
             users: ids::choose(&host),
+            pasta,
             terminal: order.terminal,
         };
         let path = self.env.get("PATH").unwrap_or("/usr/sbin:/usr/bin:/sbin:/bin").to_owned();
@@ -117,15 +119,22 @@ impl Runtime for Process<'_> {
 }
 
 impl Process<'_> {
-    /// Only what can be enforced is accepted.
-    fn check(&self, order: &Order) -> Result<(), RuntimeError> {
-        let refused = |mode| RuntimeError::Network { mode, runtime: self.name() };
-        match order.network {
-            None | Some(NetworkMode::None) => {}
-            Some(NetworkMode::Open) => return Err(refused("open")),
-            Some(NetworkMode::Host) => return Err(refused("host")),
+    /// Only what can be enforced is accepted. What connects the sandbox to the network, if it is to be.
+    fn check(&self, order: &Order) -> Result<Option<PathBuf>, RuntimeError> {
+        if order.command.is_empty() {
+            return Err(RuntimeError::NoCommand);
         }
-        if order.command.is_empty() { Err(RuntimeError::NoCommand) } else { Ok(()) }
+        match order.network {
+            None | Some(NetworkMode::None) => Ok(None),
+            Some(NetworkMode::Open) => self.pasta().map(Some).ok_or(RuntimeError::NoPasta),
+            // The relay would listen on the host's own loopback, for every process there.
+            Some(NetworkMode::Host) => Err(RuntimeError::Network { mode: "host", runtime: self.name() }),
+        }
+    }
+
+    /// What `network.mode: open` needs.
+    pub(crate) fn pasta(&self) -> Option<PathBuf> {
+        self.env.path().map(|dir| dir.join(network::PASTA)).find(|path| path.is_absolute() && path.is_file())
     }
 
     /// Would relay and agent be different users in a sandbox for this workspace?

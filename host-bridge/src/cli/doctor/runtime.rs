@@ -92,6 +92,18 @@ pub(super) async fn engines(env: &Environment, report: &mut Report) {
     }
 }
 
+/// Can `network.mode: open` be had?
+pub(super) fn network(process: &Process<'_>, report: &mut Report) {
+    match process.pasta() {
+        Some(pasta) => {
+            report.ok(HERE, format!("process: network.mode open is possible, with {}", pasta.display()))
+        }
+        None => report
+            .ok(HERE, "process: network.mode open is not possible, because pasta is not installed")
+            .detail("it is in the package passt"),
+    };
+}
+
 /// Says so when relay and agent are one uid.
 pub(super) fn users(process: &Process<'_>, workspace: &Path, report: &mut Report) {
     // A workspace that cannot be looked at is the servers' section's to tell.

@@ -16,6 +16,7 @@ use std::{
     fs,
     io::{self, Write},
     os::fd::{AsFd, OwnedFd, RawFd},
+    path::Path,
     process::Command,
 };
 
@@ -38,6 +39,7 @@ use super::{
     idmap,
     ids::{Line, Maps, Users},
     inside::{self, Inside},
+    network::Pasta,
     spec::{BuildError, Doing, Spec},
     sys, tree,
 };
@@ -84,6 +86,8 @@ fn start(descriptors: Descriptors, status: &OwnedFd) -> Result<Running, BuildErr
     setsid().doing(|| "starting a session".to_owned())?;
     die_with_parent(&alive)?;
     let (mask, signals) = block_signals()?;
+    // While the host's root is the root, and this is the user who will own the sandbox's user namespace.
+    let mut pasta = spec.pasta.as_deref().map(Pasta::fork).transpose()?;
 
     let sidecar = inside::sidecar()?;
     become_builder(&spec.users)?;
@@ -102,15 +106,20 @@ fn start(descriptors: Descriptors, status: &OwnedFd) -> Result<Running, BuildErr
     let Some(child) = sys::fork(namespaces).map_err(|error| refused(error, "the sandbox's namespaces"))?
     else {
         drop((go, alive, signals));
+        // The builder's to end. Its descriptor is closed by exec.
+        std::mem::forget(pasta);
         let inside = Inside { spec, status, startup, sidecar, go: gone };
         inside.become_pid_1()
     };
     drop((gone, startup, sidecar));
-    let mut running = Running { child, alive, signals, go: fs::File::from(go), _mask: mask };
-    idmap::apply(&format!("{}/proc", tree::OLD), child, &spec.users.inner())
+    let mut running = Running { child, alive, signals, go: fs::File::from(go), _mask: mask, pasta: None };
+    let proc = format!("{}/proc", tree::OLD);
+    idmap::apply(&proc, child, &spec.users.inner())
         .doing(|| "mapping the sandbox's users".to_owned())
+        .and_then(|()| pasta.as_mut().map_or(Ok(()), |pasta| pasta.connect(child, Path::new(&proc))))
         .and_then(|()| running.go.write_all(b"!").doing(|| "starting the sandbox".to_owned()))
         .inspect_err(|_| running.kill())?;
+    running.pasta = pasta;
     Ok(running)
 }
 
@@ -239,6 +248,8 @@ struct Running {
     /// Its end tells PID 1, until it is the sidecar, that the builder is gone.
     go: fs::File,
     _mask: SigSet,
+    /// Takes the network away with the builder.
+    pasta: Option<Pasta>,
 }
 
 impl Running {

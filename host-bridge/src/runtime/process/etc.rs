@@ -1,4 +1,4 @@
-//! /etc/passwd, /etc/group and /etc/hosts as the sandbox sees them. Pure.
+//! /etc/passwd, /etc/group, /etc/hosts and /etc/resolv.conf as the sandbox sees them. Pure.
 
 use std::path::Path;
 
@@ -24,6 +24,13 @@ pub(super) fn hosts(name: &str) -> String {
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n")
 }
 
+/// Where names are asked, with the host's other settings; its servers may be on its own loopback.
+pub(super) fn resolv_conf(host: &str, server: &str) -> String {
+    let kept = |line: &&str| ["search ", "domain ", "options "].iter().any(|key| line.starts_with(key));
+    let kept = host.lines().filter(kept).flat_map(|line| [line, "\n"]);
+    format!("nameserver {server}\n") + &kept.collect::<String>()
+}
+
 fn without(host: &str, id: u32) -> String {
     let other = |line: &&str| {
         let mut fields = line.split(':');
@@ -45,6 +52,16 @@ mod tests {
         assert_eq!(
             passwd(host, AGENT, Path::new("/home/agent")),
             "agent:x:1000:1000:agent:/home/agent:/bin/sh\nroot:x:0:0:root:/root:/bin/bash\n"
+        );
+    }
+
+    #[test]
+    fn names_are_asked_in_one_place() {
+        let host =
+            "# made by hand\nnameserver 127.0.0.53\nnameserver 9.9.9.9\nsearch example.com\noptions edns0";
+        assert_eq!(
+            resolv_conf(host, "169.254.1.53"),
+            "nameserver 169.254.1.53\nsearch example.com\noptions edns0\n"
         );
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Spec {
     /// The one of [`Hidden`] that is hidden in workspace and mounts as well.
     pub(super) secret: PathBuf,
     pub(super) users: Users,
+    /// The pasta that connects the sandbox to the network; none: there is no interface but `lo`.
+    pub(super) pasta: Option<PathBuf>,
     /// A terminal of this size; else three pipes.
     pub(super) terminal: Option<Size>,
 }

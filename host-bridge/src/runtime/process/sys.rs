@@ -183,6 +183,20 @@ pub(super) fn close_on_exec_from_3() -> io::Result<()> {
         .map(drop)
 }
 
+/// Closes every descriptor from 3 on but this one, which gets another number. For a process that is about to execute
+/// something else, or to end: whoever owned the others must not use them again.
+pub(super) fn keep_only(kept: RawFd) -> io::Result<OwnedFd> {
+    const FIRST: RawFd = 3;
+    if kept != FIRST {
+        // SAFETY: dup3 takes numbers; whatever had the second is not used again.
+        checked(unsafe { libc::dup3(kept, FIRST, libc::O_CLOEXEC) }.into())?;
+    }
+    // SAFETY: close_range takes numbers; what it closes is not used again.
+    checked(unsafe { libc::syscall(libc::SYS_close_range, FIRST + 1, libc::c_uint::MAX, 0) })?;
+    // SAFETY: it is open, and this is its only owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(FIRST) })
+}
+
 /// Gives every signal its default action again: what is ignored here would be ignored after exec.
 pub(super) fn default_signals() {
     for signal in 1..=libc::SIGRTMAX() {

@@ -36,6 +36,7 @@ use nix::{
 use super::{
     etc, hide, idmap,
     ids::Users,
+    network,
     spec::{BuildError, Doing, Spec},
     sys::{self, attribute},
 };
@@ -45,6 +46,7 @@ pub(super) const OLD: &str = "/oldroot";
 /// The sandbox's root, until it moves in.
 pub(super) const NEW: &str = "/newroot";
 const FILES: &str = "/files";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Where the workspace is for the sandbox.
 pub(crate) const WORKSPACE: &str = "/workspace";
@@ -251,6 +253,7 @@ impl Root {
             ("/etc/passwd", read("/etc/passwd")?.map(|host| etc::passwd(&host, agent, Path::new(HOME)))),
             ("/etc/group", read("/etc/group")?.map(|host| etc::group(&host, agent))),
             ("/etc/hosts", read("/etc/hosts")?.map(|_| etc::hosts(&spec.hostname))),
+            (RESOLV_CONF, spec.pasta.as_ref().map(|_| etc::resolv_conf(&resolv_conf(), network::RESOLVER))),
         ];
         for (path, text) in files {
             let Some(text) = text else { continue };
@@ -258,6 +261,12 @@ impl Root {
             let file = Path::new(FILES).join(path.trim_start_matches("/etc/"));
             fs::write(&file, text).doing(doing)?;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).doing(doing)?;
+            if let Ok(link) = fs::read_link(inside(path))
+                && existing(Path::new(path))?.is_none()
+            {
+                // Into a directory that the sandbox has empty: /run, where resolvers keep their file.
+                make(&Path::new("/etc").join(link), false).doing(doing)?;
+            }
             let Some(target) = existing(Path::new(path))? else { continue };
             bind(&file, &target.path(), MsFlags::empty()).doing(doing)?;
             sys::restrict(&target.reopened(Path::new(path))?.path(), attribute::READ_ONLY | HARMLESS, false)
@@ -289,6 +298,16 @@ impl Root {
             None => Ok(()),
         }
     }
+}
+
+/// What the host says of its resolver; nothing, where it says nothing.
+fn resolv_conf() -> String {
+    let place = PathBuf::from(format!("{OLD}{RESOLV_CONF}"));
+    let place = match fs::read_link(&place) {
+        Ok(link) if link.is_absolute() => PathBuf::from(format!("{OLD}{}", link.display())),
+        _ => place,
+    };
+    fs::read_to_string(place).unwrap_or_default()
 }
 
 /// A place below [`NEW`], held open, found without leaving it by any link.
