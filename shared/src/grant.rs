@@ -158,7 +158,7 @@ impl fmt::Display for Stub {
 /// Does this header value hold a stub of any grant, wherever in the value?
 #[must_use]
 pub fn holds_a_stub(value: &[u8]) -> bool {
-    value.windows(STUB_PREFIX.len()).any(|window| window == STUB_PREFIX.as_bytes())
+    memchr::memmem::find(value, STUB_PREFIX.as_bytes()).is_some()
 }
 
 #[cfg(test)]

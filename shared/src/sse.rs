@@ -22,31 +22,36 @@ impl Boundaries {
     /// event ends in this chunk.
     pub fn push(&mut self, chunk: &[u8]) -> Option<usize> {
         let mut end = None;
-        for (index, byte) in chunk.iter().enumerate() {
-            match byte {
-                b'\n' if self.after_cr => {
-                    // The second half of CRLF: belongs to the line that the CR ended.
-                    self.after_cr = false;
-                    if self.between_events {
-                        end = Some(index + 1);
-                    }
+        let mut at = 0;
+        while let Some(length) = memchr::memchr2(b'\r', b'\n', &chunk[at..]) {
+            self.text(length);
+            at += length + 1;
+            let cr = chunk[at - 1] == b'\r';
+            if std::mem::take(&mut self.after_cr) && !cr {
+                // The second half of CRLF: belongs to the line that the CR ended.
+                if self.between_events {
+                    end = Some(at);
                 }
-                b'\n' | b'\r' => {
-                    if self.line_is_empty {
-                        self.between_events = true;
-                        end = Some(index + 1);
-                    }
-                    self.line_is_empty = true;
-                    self.after_cr = *byte == b'\r';
-                }
-                _ => {
-                    self.line_is_empty = false;
-                    self.after_cr = false;
-                    self.between_events = false;
-                }
+                continue;
             }
+            if self.line_is_empty {
+                self.between_events = true;
+                end = Some(at);
+            }
+            self.line_is_empty = true;
+            self.after_cr = cr;
         }
+        self.text(chunk.len() - at);
         end
+    }
+
+    /// So many bytes of a line.
+    fn text(&mut self, length: usize) {
+        if length > 0 {
+            self.line_is_empty = false;
+            self.after_cr = false;
+            self.between_events = false;
+        }
     }
 
     /// Would bytes written now stand between two events?
@@ -95,7 +100,32 @@ mod tests {
         assert_eq!(boundaries.closing(), expected);
     }
 
+    /// Byte by byte, as the specification has it.
+    fn slowly(bytes: &[u8]) -> (Option<usize>, bool) {
+        let (mut end, mut empty, mut after_cr, mut between) = (None, true, false, true);
+        for (index, byte) in bytes.iter().enumerate() {
+            let second_half = after_cr && *byte == b'\n';
+            after_cr = *byte == b'\r';
+            match byte {
+                b'\r' | b'\n' => {
+                    between |= empty && !second_half;
+                    if between {
+                        end = Some(index + 1);
+                    }
+                    empty = true;
+                }
+                _ => (empty, between) = (false, false),
+            }
+        }
+        (end, between)
+    }
+
     proptest! {
+        #[test]
+        fn a_leap_is_as_good_as_many_steps(bytes in proptest::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'x')], 0..64)) {
+            prop_assert_eq!(ends(&bytes), slowly(&bytes));
+        }
+
         #[test]
         fn chunking_changes_nothing(bytes in proptest::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'x')], 0..64), cut in 0usize..64) {
             let cut = cut.min(bytes.len());

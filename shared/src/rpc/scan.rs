@@ -83,11 +83,17 @@ impl Scanner {
             return;
         }
         let seen = chunk.len().min(self.left);
-        for byte in &chunk[..seen] {
+        let mut rest = &chunk[..seen];
+        while let Some((byte, after)) = rest.split_first() {
             self.state = self.next(*byte);
-            if self.state == State::Over {
-                return;
-            }
+            rest = match self.state {
+                State::Over => return,
+                // Of a string that nobody asks for, only the end is looked for.
+                State::InString { depth, escaped: false } if depth > 0 || self.wanted == Wanted::Nothing => {
+                    &after[memchr::memchr2(b'"', b'\\', after).unwrap_or(after.len())..]
+                }
+                _ => after,
+            };
         }
         self.left -= seen;
     }
@@ -154,9 +160,15 @@ impl Scanner {
     }
 
     fn key_ends(&mut self) -> State {
-        self.wanted = match serde_json::from_slice::<String>(&self.token).as_deref() {
-            Ok("id") => Wanted::Id,
-            Ok("method") => Wanted::Method,
+        self.wanted = match self.token.as_slice() {
+            br#""id""# => Wanted::Id,
+            br#""method""# => Wanted::Method,
+            escaped if escaped.contains(&b'\\') => match serde_json::from_slice::<String>(escaped).as_deref()
+            {
+                Ok("id") => Wanted::Id,
+                Ok("method") => Wanted::Method,
+                _ => Wanted::Nothing,
+            },
             // Another key, or one that is too long to be ours.
             _ => Wanted::Nothing,
         };

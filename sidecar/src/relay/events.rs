@@ -25,9 +25,9 @@ enum Line {
 }
 
 impl EventIds {
-    /// Takes the next bytes.
-    pub(crate) fn push(&mut self, chunk: &[u8]) {
-        for byte in chunk {
+    /// Takes the next bytes. Of a line that is no id, only the end is looked for.
+    pub(crate) fn push(&mut self, mut chunk: &[u8]) {
+        while let Some((byte, rest)) = chunk.split_first() {
             match byte {
                 b'\n' if self.after_cr => self.after_cr = false,
                 b'\n' | b'\r' => {
@@ -46,6 +46,12 @@ impl EventIds {
                     };
                 }
             }
+            chunk = match self.line {
+                Line::Value | Line::Other => {
+                    &rest[memchr::memchr2(b'\r', b'\n', rest).unwrap_or(rest.len())..]
+                }
+                _ => rest,
+            };
         }
     }
 

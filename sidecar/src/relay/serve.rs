@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -35,6 +35,8 @@ use super::{
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// hyper's own bound on a head lies above ours, so that what is a little too large gets an answer in JSON-RPC.
 const HEAD: usize = 2 * limits::HEADER_LIST as usize;
+/// So does its bound on the lines. Not far: it makes room for so many in every request.
+const HEADERS: usize = limits::HEADER_COUNT + 32;
 /// Streams of one h2c connection.
 const STREAMS: u32 = 1024;
 /// Windows of one h2c connection: all its streams' fit into the connection's, so that none stalls another.
@@ -56,9 +58,16 @@ pub(crate) async fn serve(context: Arc<Context>, stream: TcpStream, drain: Drain
     }
 }
 
-/// Reads until it is clear which protocol this is.
+/// Finds out which protocol this is. The first bytes are looked at and left where they are, as far as they come at once:
+/// so they are read once, into the buffer that they stay in.
 async fn first_bytes(mut stream: TcpStream) -> io::Result<(bool, Rewind)> {
-    let mut first = BytesMut::with_capacity(8 * 1024);
+    let mut start = [0; PREFACE.len()];
+    let length = stream.peek(&mut start).await?;
+    let http2 = start[..length] == PREFACE[..length];
+    if length > 0 && (!http2 || length == PREFACE.len()) {
+        return Ok((http2, Rewind::new(Bytes::new(), stream)));
+    }
+    let mut first = BytesMut::with_capacity(PREFACE.len());
     loop {
         if stream.read_buf(&mut first).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -89,7 +98,7 @@ async fn serve_http1(context: Arc<Context>, stream: Rewind, mut drain: Drain, ou
         .timer(TokioTimer::new())
         .header_read_timeout(context.timing.idle)
         .max_buf_size(HEAD)
-        .max_headers(2 * limits::HEADER_COUNT)
+        .max_headers(HEADERS)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);

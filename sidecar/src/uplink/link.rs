@@ -79,6 +79,12 @@ impl Tunnel {
     /// A tunnel that stands and is later than `seen`, waited for until the deadline. A refusal is an answer at once:
     /// waiting does not mend it.
     pub(crate) async fn opened(&self, seen: Option<u64>, deadline: Instant) -> Result<Opened, Unavailable> {
+        // Nearly always it is there.
+        if let Link::Open(opened) = &*self.0.borrow()
+            && seen.is_none_or(|seen| opened.generation > seen)
+        {
+            return Ok(opened.clone());
+        }
         let mut link = self.0.clone();
         let settled = link.wait_for(|link| match link {
             Link::Open(opened) => seen.is_none_or(|seen| opened.generation > seen),
