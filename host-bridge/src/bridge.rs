@@ -5,8 +5,8 @@
 //! ├── records              outlives all others
 //! ├── registry
 //! ├── left behind
-//! ├── tunnels
-//! │   └── tunnel × runs ── stream × in flight
+//! ├── tunnels              accepts; threads beside, each with a runtime of its own, serve
+//! │   └── worker × few ── tunnel × runs ── stream × in flight
 //! └── control
 //! ```
 //!
@@ -74,7 +74,7 @@ pub(crate) struct Config {
 pub(crate) struct Bridge {
     state: Arc<State>,
     control: Control,
-    tunnels: Tunnels<Pipeline>,
+    tunnels: Tunnels,
     owner: Owner,
     renewer: Renewer,
     watcher: Watcher,
@@ -176,7 +176,9 @@ impl Bridge {
             renewals: renewals.clone(),
         })
         .map_err(BindError::Pipeline)?;
-        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), pipeline)
+        let mut doors: Vec<Pipeline> = (1..workers()).map(|_| pipeline.beside()).collect();
+        doors.push(pipeline);
+        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), doors)
             .map_err(failed("listening at", &sockets[1]))?;
         let state = Arc::new(State {
             registry,
@@ -296,6 +298,12 @@ async fn idle<F: Future<Output = bool>>(
             return;
         }
     }
+}
+
+/// How many threads serve tunnels. Two at least: what one run makes the bridge compute (a judged body, a handshake, a
+/// scan) must not hold up all the others. Each costs some memory, and there are rarely many sandboxes.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).clamp(2, 8)
 }
 
 /// Both paths must fit into a socket address; the tunnel's is the endpoint.

@@ -97,17 +97,17 @@ pub(crate) enum News {
     Mended,
 }
 
-/// The pipeline. One for all runs.
+/// The pipeline, for all runs. Each thread that serves tunnels has its own; they differ in nothing but their connections.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
     renewals: Renewals,
     sessions: Sessions,
     handles: Handles,
     upstreams: Upstreams,
     recorder: Recorder,
     notices: mpsc::Sender<Notice>,
-    troubled: Troubled,
+    troubled: Arc<Troubled>,
 }
 
 impl Pipeline {
@@ -115,15 +115,29 @@ impl Pipeline {
     /// When the TLS configuration cannot be made.
     pub(crate) fn new(parts: Parts) -> Result<Self, rustls::Error> {
         Ok(Self {
-            credentials: Credentials::new(parts.home, parts.env),
+            credentials: Arc::new(Credentials::new(parts.home, parts.env)),
             renewals: parts.renewals,
             sessions: Sessions::new(&parts.session_key),
             handles: Handles::default(),
             upstreams: Upstreams::new(parts.roots, parts.patience)?,
             recorder: parts.recorder,
             notices: parts.notices,
-            troubled: Troubled::default(),
+            troubled: Arc::default(),
         })
+    }
+
+    /// The same, with connections of its own.
+    pub(crate) fn beside(&self) -> Self {
+        Self {
+            credentials: Arc::clone(&self.credentials),
+            renewals: self.renewals.clone(),
+            sessions: self.sessions.clone(),
+            handles: self.handles.clone(),
+            upstreams: self.upstreams.beside(),
+            recorder: self.recorder.clone(),
+            notices: self.notices.clone(),
+            troubled: Arc::clone(&self.troubled),
+        }
     }
 
     /// Answers one request of a run. The run is the tunnel's; nothing in the request can name another (T5).

@@ -7,22 +7,24 @@
 //!
 //! The accept loop awaits nobody. Who calls is read from the certificate, whether it is served is the registry's word,
 //! and what is asked goes through the [`Door`]. Any byte stream will do; a unix socket is the one that listens here.
+//! What was accepted is served by one of a few threads ([`workers`]).
 
 mod budget;
 mod connection;
 mod ending;
 mod half_open;
+mod workers;
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use moat_shared::rt::drain::Drain;
-use tokio::{net::UnixListener, task::JoinSet};
+use moat_shared::{limits, rt::drain::Drain};
+use tokio::net::UnixListener;
 use tokio_rustls::TlsAcceptor;
 
-use self::{connection::Connection, half_open::HalfOpen};
+use self::{half_open::HalfOpen, workers::Workers};
 use crate::registry::{Registry, Run};
 
 /// Tunnels that have not said hello yet. Beyond this the oldest goes: who is honest needs milliseconds.
@@ -47,68 +49,75 @@ pub(crate) trait Door: Send + Sync + 'static {
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The listener and what its tunnels share.
-pub(crate) struct Tunnels<D> {
+/// The listener, and the threads that serve what comes in.
+pub(crate) struct Tunnels {
     listener: UnixListener,
-    shared: Arc<Shared<D>>,
+    workers: Workers,
 }
 
+/// What the tunnels of a worker share.
 struct Shared<D> {
     tls: TlsAcceptor,
     registry: Registry,
     door: D,
+    /// For handshake and hello together.
+    patience: Duration,
 }
 
-impl<D: Door> Tunnels<D> {
-    /// Takes the socket at `path`. Whoever calls this holds the lock that says no other bridge does.
-    pub(crate) fn bind(
+impl Tunnels {
+    /// Takes the socket at `path`. Whoever calls this holds the lock that says no other bridge does. There is a worker
+    /// for each of the doors.
+    pub(crate) fn bind<D: Door>(
         path: &Path,
         tls: rustls::ServerConfig,
         registry: Registry,
-        door: D,
+        doors: Vec<D>,
+    ) -> io::Result<Self> {
+        Self::patient(path, tls, registry, doors, limits::HANDSHAKE)
+    }
+
+    fn patient<D: Door>(
+        path: &Path,
+        tls: rustls::ServerConfig,
+        registry: Registry,
+        doors: Vec<D>,
+        patience: Duration,
     ) -> io::Result<Self> {
         // The relay in the sandbox has another uid. On the host the directory above, 0700, keeps others out; and TLS
         // keeps out whoever has no run's key.
         let listener = crate::bridge::listen(path, 0o666)?;
-        Ok(Self {
-            listener,
-            shared: Arc::new(Shared { tls: TlsAcceptor::from(Arc::new(tls)), registry, door }),
-        })
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        let shared = |door| Arc::new(Shared { tls: tls.clone(), registry: registry.clone(), door, patience });
+        Ok(Self { listener, workers: Workers::start(doors.into_iter().map(shared).collect())? })
     }
 
     /// Serves until the drain has been signalled and every tunnel is gone. Dropping this ends them all.
     pub(crate) async fn run(self, mut drain: Drain) {
+        let Self { listener, workers } = self;
         let half_open = HalfOpen::new(HALF_OPEN);
-        let mut tunnels = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 biased; // a drain must win over a ready listener
                 () = drain.signalled() => break,
-                Some(_) = tunnels.join_next() => continue,
-                accepted = self.listener.accept() => accepted,
+                accepted = listener.accept() => accepted,
             };
-            match accepted {
-                Ok((stream, _)) => {
-                    let connection =
-                        Connection::new(Arc::clone(&self.shared), half_open.enter(), drain.clone());
-                    tunnels.spawn(connection.serve(stream));
+            let taken =
+                accepted.and_then(|(stream, _)| workers.take(stream, half_open.enter(), drain.clone()));
+            if let Err(error) = taken {
+                // A lack of descriptors: whoever did not say who he is gives one back.
+                if half_open.evict_oldest() {
+                    tokio::time::sleep(EVICTED).await;
+                    continue;
                 }
-                Err(error) => {
-                    // A lack of descriptors: whoever did not say who he is gives one back.
-                    if half_open.evict_oldest() {
-                        tokio::time::sleep(EVICTED).await;
-                        continue;
-                    }
-                    tracing::error!(%error, "accepting a tunnel failed");
-                    tokio::select! {
-                        () = drain.signalled() => break,
-                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
-                    }
+                tracing::error!(%error, "accepting a tunnel failed");
+                tokio::select! {
+                    () = drain.signalled() => break,
+                    () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                 }
             }
         }
-        drop(self.listener);
-        while tunnels.join_next().await.is_some() {}
+        drop(listener);
+        workers.finish().await;
     }
 }
 

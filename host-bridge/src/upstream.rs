@@ -76,12 +76,13 @@ pub(crate) enum NoAnswer {
 }
 
 /// All upstreams. Requests to one origin share connections as far as these carry them, whatever run they come from; nothing of a run is in a
-/// connection.
-#[derive(Debug, Clone)]
+/// connection. A connection lives on the thread that first needed it.
+#[derive(Debug)]
 pub(crate) struct Upstreams {
     /// One per lane.
-    clients: Arc<[Client<Connector, RequestBody>; LANES]>,
+    clients: Box<[Client<Connector, RequestBody>; LANES]>,
     lanes: Lanes,
+    tls: Arc<ClientConfig>,
     patience: Patience,
 }
 
@@ -92,8 +93,17 @@ impl Upstreams {
             .with_root_certificates(roots)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self::with(Arc::new(tls), patience))
+    }
+
+    /// The same for another thread, with connections of its own.
+    pub(crate) fn beside(&self) -> Self {
+        Self::with(Arc::clone(&self.tls), self.patience)
+    }
+
+    fn with(tls: Arc<ClientConfig>, patience: Patience) -> Self {
         let lanes = Lanes::default();
-        let connector = Connector::new(Arc::new(tls), patience.connect, lanes.clone());
+        let connector = Connector::new(Arc::clone(&tls), patience.connect, lanes.clone());
         let client = || {
             Client::builder(Owned::default())
                 .pool_idle_timeout(POOL_IDLE)
@@ -104,7 +114,6 @@ impl Upstreams {
                 // `Host` is the upstream's authority (R3); over HTTP/2 it is `:authority`.
                 .set_host(true)
                 .http1_max_buf_size(HTTP1_BUFFER)
-                .http1_max_headers(limits::HEADER_COUNT)
                 .http2_adaptive_window(false)
                 .http2_initial_stream_window_size(STREAM_WINDOW)
                 .http2_initial_connection_window_size(CONNECTION_WINDOW)
@@ -114,8 +123,8 @@ impl Upstreams {
                 .http2_keep_alive_timeout(limits::PING_TIMEOUT)
                 .build(connector.clone())
         };
-        let clients = Arc::new(std::array::from_fn(|_| client()));
-        Ok(Self { clients, lanes, patience })
+        let clients = Box::new(std::array::from_fn(|_| client()));
+        Self { clients, lanes, tls, patience }
     }
 
     /// Sends a request whose URI is absolute, and waits for the head of the answer. Dropping the future, or the

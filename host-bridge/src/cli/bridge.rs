@@ -36,10 +36,8 @@ impl Args {
             pid = std::process::id(),
             "starting"
         );
-        // Two workers: what one run makes the bridge compute (a judged body, a handshake, a scan) must not hold up the
-        // events of another. More would only add wake-ups; files and fsync are on the blocking pool anyway.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+        // For all but the tunnels, which have threads of their own; files and fsync are on the blocking pool.
+        let runtime = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(16)
             .enable_all()
             .build()

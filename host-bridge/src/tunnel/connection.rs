@@ -17,7 +17,6 @@ use jiff::Timestamp;
 use moat_shared::{
     hello::{self, Hello},
     id::RunId,
-    limits,
     rpc::OwnError,
     rt::{drain::Drain, exec::Owned, h2},
     wire::{self, ErrorKind},
@@ -100,7 +99,8 @@ enum End {
 
 impl<D: Door> Connection<D> {
     pub(super) fn new(shared: Arc<Shared<D>>, half_open: Guard, drain: Drain) -> Self {
-        Self { shared, half_open, drain, deadline: Instant::now() + limits::HANDSHAKE }
+        let deadline = Instant::now() + shared.patience;
+        Self { shared, half_open, drain, deadline }
     }
 
     /// Serves it to its end.

@@ -21,7 +21,7 @@ use moat_shared::{
     },
     tls, wire,
 };
-use tokio::{io::AsyncReadExt, net::UnixStream, time::Instant};
+use tokio::{io::AsyncReadExt, net::UnixStream, task::JoinSet, time::Instant};
 use tokio_rustls::TlsConnector;
 
 use super::*;
@@ -36,7 +36,6 @@ use crate::{
 type Body = Full<Bytes>;
 
 /// `/mcp/hang` never answers, `/mcp/open` never ends, everything else says which run asked.
-#[derive(Default)]
 struct Fake {
     /// Requests that are being answered, and bodies that are open.
     busy: Arc<AtomicUsize>,
@@ -106,6 +105,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::patient(limits::HANDSHAKE)
+    }
+
+    fn patient(patience: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path());
         private_dir(&home.tunnel_dir()).unwrap();
@@ -113,11 +116,11 @@ impl Rig {
         let (recorder, _) = Recorder::new(100);
         let (registry, _notices, owner) =
             Owner::restore(&home, recorder, tokio::sync::mpsc::unbounded_channel().0).unwrap();
-        let door = Fake::default();
-        let busy = Arc::clone(&door.busy);
+        let busy = Arc::default();
+        let doors = [&busy, &busy].map(|busy| Fake { busy: Arc::clone(busy) });
         let socket = home.tunnel_socket();
-        let tunnels =
-            Tunnels::bind(&socket, authority.server_config().unwrap(), registry.clone(), door).unwrap();
+        let tls = authority.server_config().unwrap();
+        let tunnels = Tunnels::patient(&socket, tls, registry.clone(), doors.into(), patience).unwrap();
         let (trigger, guard) = drain::drain();
         let mut tasks = JoinSet::new();
         tasks.spawn(owner.run());
@@ -352,16 +355,16 @@ async fn a_flood_of_half_open_connections_keeps_nobody_out() {
     assert_eq!(honest.get("/mcp/x", Vec::new()).await.unwrap().0, StatusCode::OK);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn who_says_nothing_is_closed_in_time() {
-    let rig = Rig::new();
+    let rig = Rig::patient(Duration::from_millis(300));
     let (_, identity) = rig.run().await;
     let mut silent = UnixStream::connect(&rig.socket).await.unwrap();
     let mut byte = [0];
-    assert!(matches!(silent.read(&mut byte).await, Ok(0) | Err(_)), "no TLS");
+    assert!(matches!(soon(silent.read(&mut byte)).await, Ok(0) | Err(_)), "no TLS");
     let link = rig.connect(&identity).await.unwrap();
     let mut tasks = link.tasks;
-    tasks.join_next().await;
+    soon(tasks.join_next()).await;
 }
 
 #[tokio::test]
