@@ -3,9 +3,10 @@
 //! The pipeline hands records to a [`Recorder`]; one writer owns the files. The queue between them is bounded; a
 //! record that does not fit is counted and the loss is written and shown, never silent.
 
+mod headers;
 mod writer;
 
-pub(crate) use writer::Writer;
+pub(crate) use self::{headers::Headers, writer::Writer};
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +37,7 @@ pub(crate) struct Exchange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) duration_ms: Option<u64>,
     /// Request headers as sent upstream; credentials, session ids and cookies are `[REDACTED]`.
-    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) headers: Headers,
     pub(crate) server: ServerName,
     /// The JSON-RPC method, for a POST that was read.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -267,7 +267,7 @@ mod tests {
             url: "https://h/mcp".into(),
             status: Some(502),
             duration_ms: Some(3),
-            headers: BTreeMap::new(),
+            headers: crate::record::Headers::default(),
             server: "notion".parse().unwrap(),
             operation: None,
             rpc_method: Some("tools/list".into()),

@@ -122,7 +122,7 @@ pub(crate) fn allow_hint(grant: &GrantName, host: &str) -> String {
 /// The credential for a server, read from the store now. `None`: the server wants none.
 pub(crate) fn token_for(store: &Store, server: &Server) -> Result<Option<TokenFor>, InjectError> {
     let Some(injection) = &server.inject else { return Ok(None) };
-    let credential = store.read(&injection.grant)?;
+    let credential = store.current(&injection.grant)?;
     let host = server.upstream.host();
     if !hosts(&credential).contains(host) {
         return Err(InjectError::NotBound {
@@ -149,7 +149,7 @@ pub(crate) fn token_for(store: &Store, server: &Server) -> Result<Option<TokenFo
         grant: injection.grant.clone(),
         header,
         value,
-        token: credential.token,
+        token: credential.token.clone(),
     }))
 }
 

@@ -10,7 +10,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use moat_shared::{
@@ -44,7 +44,16 @@ pub(crate) struct Store {
 #[derive(Debug, Default)]
 struct Memory {
     key: Option<Key>,
-    credentials: HashMap<GrantName, (PathBuf, Stamp, Credential)>,
+    credentials: HashMap<GrantName, Arc<Known>>,
+}
+
+/// A credential, and the file that it was read from.
+#[derive(Debug)]
+struct Known {
+    path: PathBuf,
+    canonical: bool,
+    stamp: Stamp,
+    credential: Arc<Credential>,
 }
 
 /// What tells whether a file changed: writers replace it, so its inode changes; the Go implementation rewrites it.
@@ -205,8 +214,20 @@ impl Store {
 
     /// A grant's credential as it is on disk now.
     pub(crate) fn read(&self, grant: &GrantName) -> Result<Credential, ReadError> {
-        for path in self.paths(grant) {
-            match self.read_file(grant, &path) {
+        self.current(grant).map(|credential| Credential::clone(&credential))
+    }
+
+    /// The same, not copied: asked for by every request that gets a credential.
+    pub(crate) fn current(&self, grant: &GrantName) -> Result<Arc<Credential>, ReadError> {
+        let known = self.memory().credentials.get(grant).cloned();
+        // Of the canonical name's file only: another one counts as long as that is not there.
+        if let Some(known) = known.filter(|known| known.canonical)
+            && fs::metadata(&known.path).is_ok_and(|metadata| Stamp::of(&metadata) == known.stamp)
+        {
+            return Ok(Arc::clone(&known.credential));
+        }
+        for (index, path) in self.paths(grant).iter().enumerate() {
+            match self.read_file(grant, path, index == 0) {
                 Err(ReadError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Ok(credential) => return Ok(credential),
                 Err(error) => {
@@ -219,23 +240,29 @@ impl Store {
         Err(ReadError::NotConfigured { grant: grant.clone() })
     }
 
-    fn read_file(&self, grant: &GrantName, path: &Path) -> Result<Credential, ReadError> {
+    fn read_file(
+        &self,
+        grant: &GrantName,
+        path: &Path,
+        canonical: bool,
+    ) -> Result<Arc<Credential>, ReadError> {
         let unreadable =
             |source| ReadError::Unreadable { grant: grant.clone(), path: path.to_owned(), source };
         let stamp = Stamp::of(&fs::metadata(path).map_err(unreadable)?);
-        if let Some((at, known, credential)) = self.memory().credentials.get(grant)
-            && at == path
-            && *known == stamp
+        if let Some(known) = self.memory().credentials.get(grant)
+            && known.path == path
+            && known.stamp == stamp
         {
-            return Ok(credential.clone());
+            return Ok(Arc::clone(&known.credential));
         }
         let file = File::open(path).map_err(unreadable)?;
         // Of the file that is open: the path may lead to another one by now.
         let stamp = Stamp::of(&file.metadata().map_err(unreadable)?);
         let mut bytes = Vec::new();
         file.take(FILE).read_to_end(&mut bytes).map_err(unreadable)?;
-        let credential = self.unseal(grant, path, &bytes)?;
-        self.memory().credentials.insert(grant.clone(), (path.to_owned(), stamp, credential.clone()));
+        let credential = Arc::new(self.unseal(grant, path, &bytes)?);
+        let known = Known { path: path.to_owned(), canonical, stamp, credential: Arc::clone(&credential) };
+        self.memory().credentials.insert(grant.clone(), Arc::new(known));
         Ok(credential)
     }
 

@@ -1,6 +1,8 @@
 //! Which headers travel: the hop-by-hop ones never (RFC 9110, section 7.6.1), nor what would carry another identity or
 //! lead the agent around moat (R2, R7, R21).
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Never forwarded in either direction.
@@ -81,10 +83,9 @@ fn is_alias(name: &HeaderName) -> bool {
     judged || plain.as_str().starts_with("mcp-") || is_hop_by_hop(&plain) || is_own(&plain)
 }
 
-/// Is one of these names the other to a server that cannot tell `_` from `-`?
-pub(super) fn are_alike(a: &HeaderName, b: &HeaderName) -> bool {
-    let plain = |name: &HeaderName| with_hyphens(name).unwrap_or_else(|| name.clone());
-    plain(a) == plain(b)
+/// The name as a server reads it that cannot tell `_` from `-`.
+pub(super) fn plain(name: &HeaderName) -> Cow<'_, HeaderName> {
+    with_hyphens(name).map_or(Cow::Borrowed(name), Cow::Owned)
 }
 
 /// The name that some take it for, if it is another one.

@@ -238,7 +238,8 @@ fn check_stub(server: &Server, received: &HeaderMap) -> Result<(), PipelineError
         header: injection.header.as_str().to_owned(),
     };
     let configured = injection.header.name();
-    let alias = received.keys().any(|name| name != configured && headers::are_alike(name, configured));
+    let meant = headers::plain(configured);
+    let alias = received.keys().any(|name| name != configured && headers::plain(name) == meant);
     let mut values = received.get_all(configured).iter();
     match (values.next(), values.next()) {
         _ if alias => Err(foreign()),

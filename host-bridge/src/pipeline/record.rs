@@ -1,7 +1,7 @@
 //! What the trace says about one exchange: a line when a stream starts, and exactly one when the exchange ends, also
 //! when nobody is left to end it.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use moat_shared::id::RunId;
 
 use super::{parse::Asked, place::Placed, session::SESSION};
 use crate::{
-    record::{Exchange, Failure, Recorder},
+    record::{Exchange, Failure, Headers, Recorder},
     server::Server,
 };
 
@@ -38,7 +38,7 @@ impl Trace {
             url: format!("{}{}", server.upstream.origin(), placed.target().path()),
             status: None,
             duration_ms: None,
-            headers: BTreeMap::new(),
+            headers: Headers::default(),
             server: server.name.clone(),
             rpc_method: None,
             operation: None,
@@ -70,7 +70,7 @@ impl Trace {
             url: renewal.url.clone(),
             status: renewal.status,
             duration_ms: Some(u64::try_from(renewal.took.as_millis()).unwrap_or(u64::MAX)),
-            headers: BTreeMap::new(),
+            headers: Headers::default(),
             server: waits.server.clone(),
             operation: None,
             rpc_method: None,
@@ -114,9 +114,9 @@ impl Drop for Trace {
 }
 
 /// Headers for the trace: no credential, no session, no cookie, nothing endless.
-fn redacted(server: &Server, headers: &HeaderMap) -> BTreeMap<String, String> {
+fn redacted(server: &Server, headers: &HeaderMap) -> Headers {
     let injected = server.inject.as_ref().map(|injection| &injection.header);
-    let mut kept = BTreeMap::new();
+    let mut kept = Vec::with_capacity(headers.len());
     for (name, value) in headers {
         let configured = injected.filter(|header| header.name() == name);
         let spelling = configured.map_or(name.as_str(), |header| header.as_str());
@@ -124,18 +124,19 @@ fn redacted(server: &Server, headers: &HeaderMap) -> BTreeMap<String, String> {
             || value.is_sensitive()
             || *name == SESSION
             || matches!(name.as_str(), "authorization" | "cookie" | "proxy-authorization");
-        let text = if secret { REDACTED.to_owned() } else { shortened(value.as_bytes()) };
-        kept.insert(spelling.to_owned(), text);
+        kept.push((spelling, (!secret).then_some(value.as_bytes())));
     }
-    kept
+    Headers::of(kept, |value, text| match value {
+        Some(value) => write_shortened(value, text),
+        None => text.push_str(REDACTED),
+    })
 }
 
-fn shortened(value: &[u8]) -> String {
-    let mut text = String::from_utf8_lossy(value).into_owned();
-    if let Some((end, _)) = text.char_indices().nth(VALUE_MAX) {
-        text.truncate(end);
-    }
-    text
+fn write_shortened(value: &[u8], out: &mut String) {
+    let text = String::from_utf8_lossy(value);
+    let end =
+        if text.len() > VALUE_MAX { text.char_indices().nth(VALUE_MAX).map(|(end, _)| end) } else { None };
+    out.push_str(&text[..end.unwrap_or(text.len())]);
 }
 
 #[cfg(test)]
@@ -156,10 +157,10 @@ mod tests {
         .map(|(n, v)| (n.parse::<http::HeaderName>().unwrap(), v.parse::<http::HeaderValue>().unwrap()))
         .collect();
         let kept = redacted(&run.servers[0], &headers);
-        assert_eq!(kept["CONTEXT7_API_KEY"], REDACTED);
-        assert_eq!(kept["mcp-session-id"], REDACTED);
-        assert_eq!(kept["authorization"], REDACTED);
-        assert_eq!(kept["accept"], "application/json");
+        assert_eq!(&kept["CONTEXT7_API_KEY"], REDACTED);
+        assert_eq!(&kept["mcp-session-id"], REDACTED);
+        assert_eq!(&kept["authorization"], REDACTED);
+        assert_eq!(&kept["accept"], "application/json");
     }
 
     #[test]

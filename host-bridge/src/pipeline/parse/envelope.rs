@@ -11,7 +11,7 @@
 
 use moat_shared::rpc::{ID_MAX, RawId};
 
-use super::json::{Fault, Kind, Visitor, fold::folded};
+use super::json::{Fault, Kind, Visitor, fold::is_variant};
 
 /// Messages of one batch.
 const BATCH_MAX: usize = 1024;
@@ -255,7 +255,7 @@ fn id(kind: Kind, token: Option<&str>) -> Result<RawId, Fault> {
 
 /// Refuses a key that is one of the names but for its case.
 fn refuse_variants(key: &str, names: &[&str]) -> Result<(), Fault> {
-    if names.iter().any(|name| *name != key && folded(key).eq(folded(name))) {
+    if is_variant(key, names) {
         return Err(Fault::KeyCase);
     }
     Ok(())

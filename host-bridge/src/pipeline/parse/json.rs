@@ -6,17 +6,17 @@
 //! hold, nesting beyond a limit, anything after the value.
 
 pub(super) mod fold;
+mod keys;
 mod number;
 mod utf8;
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, Hasher, RandomState},
-};
-
 use moat_shared::limits;
 
-use self::{number::Number, utf8::Utf8};
+use self::{
+    keys::{Hasher, Keys},
+    number::Number,
+    utf8::Utf8,
+};
 
 /// Why a text is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -136,8 +136,7 @@ enum Text {
 #[derive(Debug)]
 struct Frame {
     object: bool,
-    /// Of each key, folded: as it stands.
-    keys: HashMap<u64, u64>,
+    keys: Keys,
 }
 
 /// The reader.
@@ -146,8 +145,7 @@ pub(crate) struct Reader {
     state: State,
     stack: Vec<Frame>,
     rigour: Rigour,
-    /// Keyed at random: nobody can make two keys collide, and a collision only refuses.
-    hasher: RandomState,
+    hasher: Hasher,
     live_keys: usize,
     is_key: bool,
     /// The token that is kept, raw.
@@ -167,7 +165,7 @@ impl Reader {
             state: State::Value,
             stack: Vec::new(),
             rigour,
-            hasher: RandomState::new(),
+            hasher: Hasher::default(),
             live_keys: 0,
             is_key: false,
             token: Vec::new(),
@@ -287,7 +285,7 @@ impl Reader {
                 if self.stack.len() >= deepest {
                     return Err(Fault::Depth);
                 }
-                self.stack.push(Frame { object: kind == Kind::Object, keys: HashMap::new() });
+                self.stack.push(Frame { object: kind == Kind::Object, keys: Keys::default() });
                 self.state = state;
                 Ok(())
             }
@@ -407,14 +405,8 @@ impl Reader {
         if self.rigour == Rigour::Strict
             && let Some(frame) = self.stack.last_mut()
         {
-            let exact = self.hasher.hash_one(key.as_ref());
-            let mut folded = self.hasher.build_hasher();
-            fold::folded(&key).for_each(|c| folded.write_u32(c.into()));
-            match frame.keys.insert(folded.finish(), exact) {
-                None => self.live_keys += 1,
-                Some(other) if other == exact => return Err(Fault::DuplicateKey),
-                Some(_) => return Err(Fault::KeyCase),
-            }
+            frame.keys.insert(self.hasher.key(&key))?;
+            self.live_keys += 1;
             if self.live_keys > LIVE_KEYS {
                 return Err(Fault::TooLong);
             }

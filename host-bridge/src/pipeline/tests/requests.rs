@@ -56,7 +56,7 @@ async fn r7_the_credential_arrives_once_for_each_request(given: Option<&str>) {
     let dropped = audit.iter().filter(|event| matches!(event, AuditEvent::HeaderDropped { .. }));
     assert_eq!(dropped.count(), 4);
     assert_eq!(exchanges.len(), 2, "one line per exchange");
-    assert_eq!(exchanges[0].headers["X-Api-Key"], "[REDACTED]");
+    assert_eq!(&exchanges[0].headers["X-Api-Key"], "[REDACTED]");
     assert_eq!(exchanges[0].rpc_method.as_deref(), Some("tools/call"));
     assert_eq!((exchanges[0].status, exchanges[0].error), (Some(200), None));
     assert!(exchanges[0].duration_ms.is_some());

@@ -4,8 +4,28 @@
 //! `equalsIgnoreCase` takes the two Turkish letters for an `i`; what is written in C ends a text at its first NUL.
 
 /// The characters that count.
-pub(in crate::pipeline::parse) fn folded(key: &str) -> impl Iterator<Item = char> {
+fn folded(key: &str) -> impl Iterator<Item = char> {
     key.chars().take_while(|c| *c != '\0').map(fold)
+}
+
+/// Does the key count as one of these names of ours, which are plain ASCII, without being it? For most keys the answer
+/// is had without folding.
+pub(in crate::pipeline::parse) fn is_variant(key: &str, names: &[&str]) -> bool {
+    if key.is_ascii() && !key.contains('\0') {
+        return names.iter().any(|name| *name != key && key.eq_ignore_ascii_case(name));
+    }
+    names.iter().any(|name| folded(key).eq(folded(name)))
+}
+
+/// The characters that count, in the place of what is in `out`.
+pub(super) fn fold_into(key: &str, out: &mut String) {
+    out.clear();
+    if key.is_ascii() {
+        out.push_str(key.split('\0').next().unwrap_or_default());
+        out.make_ascii_lowercase();
+    } else {
+        out.extend(folded(key));
+    }
 }
 
 fn fold(c: char) -> char {
@@ -36,6 +56,12 @@ mod tests {
     #[test_case("ss", "\u{df}" => false; "sharp s")]
     #[test_case("method", "m\u{435}thod" => false; "a Cyrillic letter is another one to everybody")]
     fn the_same(a: &str, b: &str) -> bool {
-        folded(a).eq(folded(b))
+        let same = folded(a).eq(folded(b));
+        assert!(!a.is_ascii() || is_variant(b, &[a]) == same, "the short way is another one");
+        let [mut one, mut other] = [String::new(), "x".to_owned()];
+        fold_into(a, &mut one);
+        fold_into(b, &mut other);
+        assert_eq!(one == other, same, "the short way is another one");
+        same
     }
 }
