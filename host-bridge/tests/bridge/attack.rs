@@ -95,8 +95,9 @@ async fn floods_that_nobody_reads_cost_little() {
         enemy.until("all heads", |seen| streams.iter().all(|stream| seen.heads.contains_key(stream))).await;
         let grown = scene.growth(before).await;
         report("150 floods", grown);
-        // 16 MiB for the run, and of each stream a frame, what was read ahead and the connection's buffers.
-        assert!(grown < 16 * 1024 + STREAMS * 160, "{grown} KiB");
+        // 16 MiB for the run, and of each stream a frame, what was read ahead and the connection's buffers: how many of them
+        // are full at the same time is the machine's to say. Without the run's budget it is 110 MiB and more.
+        assert!(grown < 16 * 1024 + STREAMS * 256, "{grown} KiB");
         scene.others_work().await;
         // A sibling is not held up either: its head comes without any window.
         enemy.answers("/mcp/up/ok").await;
