@@ -148,6 +148,10 @@ impl Home {
     pub(crate) fn policy_memory(&self, run: &RunId, server: &moat_shared::id::ServerName) -> PathBuf {
         self.run(run).join(format!("policy-{server}.json"))
     }
+    /// The policies that a workspace last ran with; `key` is its path's.
+    pub(crate) fn last_policies(&self, key: &str) -> PathBuf {
+        self.0.join("policies").join(format!("{key}.json"))
+    }
     pub(crate) fn audit(&self, run: &RunId) -> PathBuf {
         self.run(run).join("audit.jsonl")
     }

@@ -5,6 +5,11 @@
 //!  └────► control ──► bridge ──► registry, tunnel ──► pipeline ──► upstream     (the daemon)
 //! ```
 
+/// A door for benchmarks.
+#[doc(hidden)]
+pub mod bench {
+    pub use crate::pipeline::bench::Served;
+}
 pub(crate) mod bridge;
 pub(crate) mod build;
 pub mod cli;

@@ -11,6 +11,7 @@
 //! dropping the future or the answer's body aborts the request at the upstream.
 
 mod back;
+pub(crate) mod bench;
 mod confine;
 pub(crate) mod decide;
 pub(crate) mod error;

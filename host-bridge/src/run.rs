@@ -13,6 +13,7 @@ pub(crate) mod name;
 pub(crate) mod order;
 mod plan;
 pub(crate) mod preflight;
+mod remembered;
 pub(crate) mod select;
 mod session;
 mod signals;
@@ -44,6 +45,10 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
     let chosen = chosen.map_err(|error| Failure::from_error(&error))?;
     for warning in &order.warnings {
         print::note(&format!("Warning: {warning}"));
+    }
+    let keep = !context.global.dry_run;
+    for change in remembered::changes(&context.home, &order.workspace, &order.config.servers, keep) {
+        print::note(&format!("Warning: {change}"));
     }
     if let Some(agent) = order.agent
         && matches!(chosen, Chosen::Process)

@@ -21,6 +21,9 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("claude_calls_its_servers", AGENTS, || calls_its_servers("claude")),
     Test::new("codex_calls_its_servers", AGENTS, || calls_its_servers("codex")),
     Test::new("gemini_calls_its_servers", AGENTS, || calls_its_servers("gemini")),
+    Test::new("claude_with_a_policy", AGENTS, || with_a_policy("claude")),
+    Test::new("codex_with_a_policy", AGENTS, || with_a_policy("codex")),
+    Test::new("gemini_with_a_policy", AGENTS, || with_a_policy("gemini")),
     Test::new("claude_and_gemini_list_them_connected", AGENTS, claude_and_gemini_list_them_connected),
 ];
 
@@ -53,6 +56,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Outcome<Self> {
+        Self::with("", "")
+    }
+
+    /// The same, with more lines of moat.yaml for each of the two servers.
+    fn with(of_vault: &str, of_local: &str) -> Outcome<Self> {
         let rig = Rig::new()?;
         let secret = format!("vault-{}/+=", rig.mark());
         let vault =
@@ -70,8 +78,8 @@ impl Scene {
                     (./.fixtures/moat-fixture-model 9000 model.jsonl >model.out 2>&1 </dev/null &); \
                     for i in $(seq 100); do grep -q ready model.out && exit 0; sleep 0.1; done; cat model.out; exit 1";
         rig.config(&format!(
-            "mcp:\n  - name: vault\n    url: {}\n    auth: {{grant: mcp-vault, header: {VAULT_HEADER}}}\n  - name: local\n    \
-             url: {}\n{of_agents}hooks:\n  pre_run: {hook:?}\n",
+            "mcp:\n  - name: vault\n    url: {}\n    auth: {{grant: mcp-vault, header: {VAULT_HEADER}}}\n{of_vault}  - name: local\n    \
+             url: {}\n{of_local}{of_agents}hooks:\n  pre_run: {hook:?}\n",
             vault.url(),
             local.url()
         ))?;
@@ -161,10 +169,59 @@ fn calls_its_servers(name: &str) -> Outcome {
     Ok(())
 }
 
+/// A tool that is always denied is not offered to the model. Called all the same, and called with what a rule refuses, a
+/// tool ends in words that say so, and the agent goes on to what it may.
+fn with_a_policy(name: &str) -> Outcome {
+    let scene = Scene::with("    policy: .keep/vault.yaml\n", "    policy: {deny: [add]}\n")?;
+    let rules = scene.rig.workspace().join(".keep");
+    fs::create_dir(&rules)?;
+    let rule = "- {name: no-greeting, action: deny, message: The vault is not greeted., match: {operation: echo, when: \"params.text.contains('vault')\"}}";
+    fs::write(rules.join("vault.yaml"), format!("scope: vault\nmode: enforce\nrules:\n{rule}\n"))?;
+    let prompt = "please CALL local.add,vault,local,inner and tell what they said";
+    let ran = agent(&scene, &[name, "-p", prompt], &[], &own_arguments(name))?;
+    let told = |text: &str| format!("{text}\n{}\n{}", ran.out, ran.err);
+    ensure(ran.code == 0, || told("exit code"))?;
+    let refused = "Moat: MCP tool call blocked by policy. The vault is not greeted.";
+    for wanted in [refused, "local: hello local", "inner: hello inner"] {
+        ensure(ran.out.contains(wanted), || told(&format!("no {wanted:?}")))?;
+    }
+    // What the agent itself says of a tool that it does not know, in its own words.
+    let said = ran.out.split("The tools said: ").nth(1).unwrap_or_default();
+    let first = said.split(" | ").next().unwrap_or_default();
+    ensure(first.len() > 5 && first.contains("add"), || {
+        told("nothing readable about the tool that is not there")
+    })?;
+    let notes = notes(&scene)?;
+    let offered = |tool: &str| {
+        let is_it =
+            |name: &Value| name.as_str().is_some_and(|name| name.contains("local") && name.ends_with(tool));
+        notes.iter().any(|note| note["tools"].as_array().is_some_and(|tools| tools.iter().any(is_it)))
+    };
+    ensure(offered("echo") && !offered("add"), || told(&format!("offered: {notes:?}")))?;
+    for (server, tool) in [(&scene.vault, "echo"), (&scene.local, "add")] {
+        let calls = server.seen.requests();
+        let reached = calls.iter().find(|request| {
+            let body = String::from_utf8_lossy(&request.body).into_owned();
+            body.contains("tools/call") && body.contains(&format!("\"{tool}\""))
+        });
+        ensure(reached.is_none(), || told(&format!("{tool} was called: {reached:?}")))?;
+    }
+    let denial = |line: &Value| {
+        line["type"] == "request.denied" && line["operation"] == "echo" && line["rule"] == "no-greeting"
+    };
+    scene.rig.line("audit.jsonl", "the denial", denial)?;
+    nothing_unknown(&scene)
+}
+
+/// What the model noted.
+fn notes(scene: &Scene) -> Outcome<Vec<Value>> {
+    let notes = fs::read_to_string(scene.rig.workspace().join("model.jsonl"))?;
+    Ok(notes.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
 /// A new release of an agent that asks its model for something else is to be noticed.
 fn nothing_unknown(scene: &Scene) -> Outcome {
-    let notes = fs::read_to_string(scene.rig.workspace().join("model.jsonl"))?;
-    let notes: Vec<Value> = notes.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let notes = notes(scene)?;
     ensure(!notes.is_empty(), || "the model was not asked".to_owned())?;
     let unknown: Vec<String> =
         notes.iter().filter(|note| note["known"] != true).map(ToString::to_string).collect();

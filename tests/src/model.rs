@@ -1,8 +1,9 @@
 //! A fake model: it thinks nothing, but speaks as much of three vendors' APIs as their agents need to be told to call tools.
 //!
-//! A prompt that holds `CALL a,b,c` is answered with one call of the tool `echo` of each server in turn, and, once all
-//! results are back, with a text that quotes them. What was asked is noted, one line each, and a path that no agent has
-//! used before is a 404 that the test will see.
+//! A prompt that holds `CALL a,b.add,c` is answered with one call of the tool `echo` of each server in turn, or of the tool
+//! that is named, and, once all results are back, with a text that quotes them. What was asked is noted, one line each with
+//! the names of the tools that the model was offered, and a path that no agent has used before is a 404 that the test
+//! will see.
 
 use std::{
     fs::File,
@@ -33,8 +34,8 @@ pub struct Model {
 
 /// What the model says next.
 enum Turn {
-    /// Call this server's `echo`.
-    Call { server: String, number: usize },
+    /// Call this server's tool.
+    Call { server: String, tool: String, number: usize },
     /// It is over.
     Say(String),
 }
@@ -66,7 +67,9 @@ async fn answer(notes: Arc<Mutex<File>>, request: Request<Incoming>) -> Answer {
         _ => None,
     };
     let known = answer.is_some();
-    let note = json!({"method": head.method.as_str(), "path": path, "known": known});
+    let mut offered = Vec::new();
+    names(&asked["tools"], "", &mut offered);
+    let note = json!({"method": head.method.as_str(), "path": path, "known": known, "tools": offered});
     let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
     // Without its notes the test fails anyway.
     let _unwritten = writeln!(notes, "{note}");
@@ -78,16 +81,34 @@ async fn answer(notes: Arc<Mutex<File>>, request: Request<Incoming>) -> Answer {
 /// What comes next, by the prompt and the results that are there.
 fn turn(prompt: &str, results: &[String]) -> Turn {
     let wanted = prompt.split(CALL).nth(1).unwrap_or_default();
-    let wanted = wanted.split(|c: char| !c.is_ascii_alphanumeric() && c != ',').next().unwrap_or_default();
+    let wanted =
+        wanted.split(|c: char| !c.is_ascii_alphanumeric() && !",.".contains(c)).next().unwrap_or_default();
     let servers: Vec<&str> = wanted.split(',').filter(|name| !name.is_empty()).collect();
     match servers.get(results.len()) {
-        Some(server) => Turn::Call { server: (*server).to_owned(), number: results.len() },
+        Some(called) => {
+            let (server, tool) = called.split_once('.').unwrap_or((called, "echo"));
+            Turn::Call { server: server.to_owned(), tool: tool.to_owned(), number: results.len() }
+        }
         None => Turn::Say(format!("The tools said: {}", results.join(" | "))),
     }
 }
 
-fn arguments(server: &str) -> Value {
-    json!({"text": format!("hello {server}")})
+fn arguments(server: &str, tool: &str) -> Value {
+    if tool == "add" { json!({"a": 1, "b": 2}) } else { json!({"text": format!("hello {server}")}) }
+}
+
+/// Every `name` in what an agent offers, below the names around it: vendors nest them differently.
+fn names(tools: &Value, around: &str, into: &mut Vec<String>) {
+    match tools {
+        Value::Array(values) => values.iter().for_each(|value| names(value, around, into)),
+        Value::Object(map) => {
+            let own = map.get("name").and_then(Value::as_str).map(|name| format!("{around}{name}"));
+            let inner = own.as_ref().map_or_else(|| around.to_owned(), |name| format!("{name}."));
+            into.extend(own);
+            map.values().for_each(|value| names(value, &inner, into));
+        }
+        _ => {}
+    }
 }
 
 /// Every text in a value, one after the other.
@@ -114,9 +135,12 @@ fn anthropic(asked: &Value) -> Answer {
     let next =
         if array(&asked["tools"]).is_empty() { Turn::Say("fine".into()) } else { turn(&prompt, &results) };
     let (block, reason) = match next {
-        Turn::Call { server, number } => {
-            let (name, id) = (format!("mcp__{server}__echo"), format!("toolu_{number}"));
-            (json!({"type": "tool_use", "id": id, "name": name, "input": arguments(&server)}), "tool_use")
+        Turn::Call { server, tool, number } => {
+            let (name, id) = (format!("mcp__{server}__{tool}"), format!("toolu_{number}"));
+            (
+                json!({"type": "tool_use", "id": id, "name": name, "input": arguments(&server, &tool)}),
+                "tool_use",
+            )
         }
         Turn::Say(text) => (json!({"type": "text", "text": text}), "end_turn"),
     };
@@ -153,9 +177,9 @@ fn openai(asked: &Value) -> Answer {
     let results: Vec<String> =
         input.iter().filter(|i| i["type"] == "function_call_output").map(|i| texts(&i["output"])).collect();
     let item = match turn(&texts(&asked["input"]), &results) {
-        Turn::Call { server, number } => json!({
+        Turn::Call { server, tool, number } => json!({
             "type": "function_call", "id": format!("fc_{number}"), "call_id": format!("call_{number}"),
-            "name": "echo", "namespace": format!("mcp__{server}"), "arguments": arguments(&server).to_string()
+            "name": tool, "namespace": format!("mcp__{server}"), "arguments": arguments(&server, &tool).to_string()
         }),
         Turn::Say(text) => json!({"type": "message", "role": "assistant", "id": "msg_1",
             "content": [{"type": "output_text", "text": text}]}),
@@ -183,8 +207,8 @@ fn gemini(asked: &Value, streamed: bool) -> Answer {
         turn(&texts(&asked["contents"]), &results)
     };
     let part = match next {
-        Turn::Call { server, .. } => {
-            json!({"functionCall": {"name": format!("mcp_{server}_echo"), "args": arguments(&server)}})
+        Turn::Call { server, tool, .. } => {
+            json!({"functionCall": {"name": format!("mcp_{server}_{tool}"), "args": arguments(&server, &tool)}})
         }
         Turn::Say(text) => json!({"text": text}),
     };
@@ -224,14 +248,14 @@ mod tests {
 
     #[test]
     fn one_call_after_the_other_and_then_a_text() {
-        let prompt = "please CALL vault,local now";
+        let prompt = "please CALL vault,local.add now";
         let results = ["one".to_owned(), "two".to_owned()];
         let called = |results: &[String]| match turn(prompt, results) {
-            Turn::Call { server, number } => format!("{server} {number}"),
+            Turn::Call { server, tool, number } => format!("{server} {tool} {number}"),
             Turn::Say(text) => text,
         };
-        assert_eq!(called(&[]), "vault 0");
-        assert_eq!(called(&results[..1]), "local 1");
+        assert_eq!(called(&[]), "vault echo 0");
+        assert_eq!(called(&results[..1]), "local add 1");
         assert_eq!(called(&results), "The tools said: one | two");
     }
 }

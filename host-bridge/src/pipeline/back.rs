@@ -14,7 +14,7 @@ mod events;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzz;
 mod relay;
-mod review;
+pub(super) mod review;
 mod watch;
 
 use std::time::Duration;

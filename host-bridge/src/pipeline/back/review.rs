@@ -37,7 +37,7 @@ pub(super) const ANSWER_MAX: usize = 16 << 20;
 
 /// Judges the answers of one exchange.
 #[derive(Debug)]
-pub(super) struct Reviewer {
+pub(in crate::pipeline) struct Reviewer {
     placed: Placed,
     bound: Bound,
     recorder: Recorder,
@@ -48,7 +48,7 @@ pub(super) struct Reviewer {
 
 /// What may go to the agent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reviewed {
+pub(in crate::pipeline) enum Reviewed {
     AsItIs,
     Changed(Vec<u8>),
     /// Nothing of it.
@@ -60,7 +60,7 @@ type Edit = (Range<usize>, String);
 
 impl Reviewer {
     /// If anything of what is answered has to be judged.
-    pub(super) fn new(
+    pub(in crate::pipeline) fn new(
         placed: &Placed,
         asked: Option<&Asked>,
         modern: bool,
@@ -86,7 +86,7 @@ impl Reviewer {
     }
 
     /// Judges one JSON text.
-    pub(super) fn review(&self, bytes: &[u8]) -> Reviewed {
+    pub(in crate::pipeline) fn review(&self, bytes: &[u8]) -> Reviewed {
         let Some(policies) = self.policies() else { return Reviewed::Withheld };
         let Ok(root) = Node::parse(bytes, Numbers::Any) else { return self.unreadable() };
         let messages = match &root.data {
