@@ -6,7 +6,7 @@ use regex::Regex;
 
 use super::{
     cel::{self, Code, Facts},
-    glob::Glob,
+    glob::{Glob, Operation},
     model::{Action, Mode, OnError, Redact, RuleSet},
     regexp, secrets,
 };
@@ -86,6 +86,11 @@ impl Policy {
     #[cfg(test)]
     pub(crate) fn rewrites(&self) -> bool {
         self.rules.iter().any(|rule| rule.redactor.is_some())
+    }
+
+    /// The operation as rules see it.
+    pub(crate) fn seen<'o>(&self, operation: &'o Operation<'_>) -> &'o str {
+        if self.set.case_sensitive { operation.own() } else { operation.lower() }
     }
 
     pub(crate) fn enforces(&self) -> bool {

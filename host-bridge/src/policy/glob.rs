@@ -9,13 +9,38 @@ use super::cel::text;
 /// A pattern, in its own case and in lower case.
 #[derive(Debug, Clone)]
 pub(crate) struct Glob {
-    own: Vec<Part>,
-    lower: Vec<Part>,
+    own: Pattern,
+    /// Where it is another one.
+    lower: Option<Pattern>,
     /// No `*` and no `?`: a class counts as exact.
     exact: bool,
     sensitive: bool,
-    /// What stands before the first wildcard.
+}
+
+/// A pattern in one case. Most rules are of other operations, which their first letters tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pattern {
+    /// What stands before the first wildcard or class.
     literal: String,
+    rest: Vec<Part>,
+}
+
+impl Pattern {
+    fn new(pattern: &str) -> Result<Self, InvalidGlob> {
+        let mut literal = String::new();
+        let mut rest = parse(pattern)?;
+        let length = rest.iter().take_while(|part| matches!(part, Part::Char(_))).count();
+        for part in rest.drain(..length) {
+            if let Part::Char(c) = part {
+                literal.push(c);
+            }
+        }
+        Ok(Self { literal, rest })
+    }
+
+    fn matches(&self, text: &str) -> bool {
+        text.strip_prefix(self.literal.as_str()).is_some_and(|rest| matches(&self.rest, rest))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,14 +88,10 @@ impl<'o> Operation<'o> {
 impl Glob {
     /// Reads a pattern. `sensitive`: it matches in its own case only.
     pub(crate) fn new(pattern: &str, sensitive: bool) -> Result<Self, InvalidGlob> {
-        let own = parse(pattern)?;
-        let lower = parse(&text::lower(pattern))?;
-        let exact = !own.iter().any(|part| matches!(part, Part::One | Part::Run));
-        let literal = own.iter().map_while(|part| match part {
-            Part::Char(c) => Some(*c),
-            _ => None,
-        });
-        Ok(Self { literal: literal.collect(), own, lower, exact, sensitive })
+        let own = Pattern::new(pattern)?;
+        let lower = Some(Pattern::new(&text::lower(pattern))?).filter(|lower| *lower != own);
+        let exact = !own.rest.iter().any(|part| matches!(part, Part::One | Part::Run));
+        Ok(Self { own, lower, exact, sensitive })
     }
 
     pub(crate) fn is_exact(&self) -> bool {
@@ -79,15 +100,16 @@ impl Glob {
 
     /// Does the text before the first wildcard name a method, as in `resources/read:*` (P30)?
     pub(crate) fn names_a_method(&self) -> bool {
-        self.literal.contains('/')
+        self.own.literal.contains('/')
     }
 
     /// Unless it is sensitive, the pattern matches the lower-cased operation, or its lower-cased self does (P5).
     pub(crate) fn matches(&self, operation: &Operation<'_>) -> bool {
         if self.sensitive {
-            return matches(&self.own, operation.own);
+            return self.own.matches(operation.own);
         }
-        matches(&self.own, &operation.lower) || matches(&self.lower, &operation.lower)
+        let in_lower_case = |lower: &Pattern| lower.matches(&operation.lower);
+        self.own.matches(&operation.lower) || self.lower.as_ref().is_some_and(in_lower_case)
     }
 }
 
@@ -249,13 +271,14 @@ mod tests {
             let parts = parse(&pattern).unwrap();
             let chars: Vec<char> = text.chars().collect();
             prop_assert_eq!(super::matches(&parts, &text), slow(&parts, &chars));
+            prop_assert_eq!(Pattern::new(&pattern).unwrap().matches(&text), slow(&parts, &chars));
         }
 
         #[test]
         fn case_only_widens(pattern in "[aAbB*?]{0,8}", text in "[aAbB]{0,8}") {
             let sensitive = Glob::new(&pattern, true).unwrap();
             let operation = Operation::new(&text);
-            let keep = super::matches(&sensitive.own, &operation.lower);
+            let keep = sensitive.own.matches(&operation.lower);
             prop_assert!(!keep || Glob::new(&pattern, false).unwrap().matches(&operation));
         }
 

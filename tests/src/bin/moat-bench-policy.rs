@@ -90,7 +90,7 @@ fn run() -> Outcome<bool> {
             "50 rules with conditions, all on every tool",
             Some(&rules(50, |_| "*".to_owned())),
             &body,
-            Some(CALL_US),
+            None,
         )?,
     ];
     let machine = Machine::now(&[])?;

@@ -187,6 +187,8 @@ impl Reviewer {
     ) -> Vec<Edit> {
         let Some(list) = result.get(key) else { return Vec::new() };
         let (mut kept, mut hidden, mut would) = (Vec::new(), 0_usize, 0_usize);
+        // The same for all items but for the operation, unless rules ask what the server says of each tool.
+        let mut contexts: Vec<Option<crate::policy::engine::Context>> = vec![None; policies.len()];
         for item in list.items() {
             let Some(item_name) = item.get(name).and_then(Node::text) else {
                 // Nobody can call what has no name.
@@ -198,9 +200,15 @@ impl Reviewer {
             let (kind, operation) = of_item(key, item_name);
             let operation = glob::Operation::new(&operation);
             let mut gone = false;
-            for policy in policies {
-                let context = self.context(policy, kind, &operation, Phase::Request, "", None);
-                if policy.hides(kind, &operation, &context).is_some() {
+            for (policy, context) in policies.iter().zip(&mut contexts) {
+                match context {
+                    Some(context) if !policy.reads_annotations() => {
+                        policy.seen(&operation).clone_into(&mut context.operation);
+                    }
+                    _ => *context = Some(self.context(policy, kind, &operation, Phase::Request, "", None)),
+                }
+                let Some(context) = context else { continue };
+                if policy.hides(kind, &operation, context).is_some() {
                     if policy.enforces() {
                         gone = true;
                     } else {

@@ -52,11 +52,7 @@ pub(in crate::pipeline) fn context(
         user_id: run.user.as_deref().map(case).unwrap_or_default(),
         scope: policy.set.scope.clone(),
         direction: if phase == Phase::Request { "request" } else { "response" },
-        operation: if policy.set.case_sensitive {
-            operation.own().to_owned()
-        } else {
-            operation.lower().to_owned()
-        },
+        operation: policy.seen(operation).to_owned(),
         timestamp: Some(now),
         labels,
         annotations: annotations.map(Rc::new),
