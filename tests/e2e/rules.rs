@@ -20,6 +20,7 @@ const SANDBOX: &[Part] = &[Part::Sandbox];
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("every_rule_has_a_test", &[], every_rule_has_a_test),
+    Test::new("every_rule_of_policy_has_a_test", &[], every_rule_of_policy_has_a_test),
     Test::new("r1_r3_the_target_and_the_upstream_s_own_name_arrive", SANDBOX, target_and_host),
     Test::new("r2_r5_r6_headers_arrive_as_they_were_sent", SANDBOX, headers),
     Test::new("r8_bodies_arrive_byte_for_byte", SANDBOX, bodies),
@@ -196,6 +197,49 @@ fn every_rule_has_a_test() -> Outcome {
             ensure(known.contains(name), || {
                 format!("docs/CONFORMANCE.md: R{rule}: no test {name}; there are {known:?}")
             })?;
+        }
+    }
+    Ok(())
+}
+
+/// docs/POLICY-RULES.md names tests that exist, a row for each rule; what is not built says so.
+fn every_rule_of_policy_has_a_test() -> Outcome {
+    const RULES: usize = 46;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut known = BTreeSet::new();
+    for directory in ["host-bridge/src", "tests/e2e"] {
+        all_names(&root.join(directory), &mut known)?;
+    }
+    let document = fs::read_to_string(root.join("docs/POLICY-RULES.md"))?;
+    let rows: Vec<&str> = document.lines().filter(|line| line.starts_with("| P")).collect();
+    ensure(rows.len() == RULES, || format!("{} rules, not {RULES}", rows.len()))?;
+    for (number, row) in (1..).zip(rows) {
+        ensure(row.starts_with(&format!("| P{number} |")), || {
+            format!("P{number} is missing or not in its place")
+        })?;
+        let cell = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        let named: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        ensure(named.is_empty() == row.contains("**not built**"), || {
+            format!("P{number}: which test holds it?")
+        })?;
+        for name in named.into_iter().filter(|name| name.contains("::")) {
+            ensure(known.contains(name), || format!("P{number}: there is no test {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Every test of the sources below a directory, as `module::name`.
+fn all_names(directory: &Path, known: &mut BTreeSet<String>) -> Outcome {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            all_names(&path, known)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let module = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let end_to_end = path.components().any(|part| part.as_os_str() == "e2e");
+            let source = fs::read_to_string(&path)?;
+            known.extend(names(&source, end_to_end).into_iter().map(|name| format!("{module}::{name}")));
         }
     }
     Ok(())
