@@ -156,6 +156,9 @@ impl GrantError {
                 "If that is the right issuer, add to ~/.moat/oauth/{}.yaml:\n  issuer: {said}",
                 name_of(grant)
             )),
+            Self::Url { why: Forbidden::Address, .. } => {
+                Some(format!("If it is in your own network:\n  {command} --allow-private-network"))
+            }
             Self::NoDevice => Some(format!("Without it:\n  {command} --no-browser")),
             Self::Refused { error, .. } if error == "invalid_target" => {
                 Some(format!("The server does not take this resource:\n  {command} --no-resource"))
@@ -229,13 +232,7 @@ async fn plan<'a>(
     host: &mut impl Host,
 ) -> Result<Plan<'a>, GrantError> {
     let first = inputs.server.as_ref().or_else(|| inputs.endpoints.as_ref().map(|(_, token)| token));
-    let mut guard = Guard::of(first, inputs.allow_private);
-    if let Some(server) = &inputs.server
-        && !guard.is_local()
-        && Http::is_private(server).await
-    {
-        guard = guard.with_private();
-    }
+    let guard = Guard::of(first, inputs.allow_private);
     let former_issuer = former.as_ref().and_then(|record| record.text(key::ISSUER)).map(str::to_owned);
     let wish = |server| Wish {
         server,

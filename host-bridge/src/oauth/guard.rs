@@ -4,8 +4,9 @@
 //! |---|---|---|---|---|
 //! | somewhere public | no | no | no | yes |
 //! | on this machine's loopback | to loopback | yes | no | yes |
-//! | private, or `--allow-private-network` | no | no | yes | yes |
+//! | a private address, as a literal, or `--allow-private-network` | no | no | yes | yes |
 //!
+//! What a name resolves to opens nothing: whoever answers for a name could open the private network with one answer.
 //! The address that is checked is the one that is connected to. The metadata services of clouds are refused always.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -31,22 +32,14 @@ pub(crate) enum Forbidden {
 }
 
 impl Guard {
-    /// By the URL that a person gave.
+    /// By the URL that a person gave, and whether they said that private addresses are meant.
     pub(crate) fn of(server: Option<&Url>, private: bool) -> Self {
-        Self { local: server.is_some_and(is_local), private }
-    }
-
-    pub(crate) fn is_local(self) -> bool {
-        self.local
+        let literal = server.and_then(literal).is_some_and(|ip| kind(ip) == Kind::Private);
+        Self { local: server.is_some_and(is_local), private: private || literal }
     }
 
     pub(crate) fn allows_private(self) -> bool {
         self.private
-    }
-
-    /// With private addresses allowed.
-    pub(crate) fn with_private(self) -> Self {
-        Self { private: true, ..self }
     }
 
     /// Is this a URL to send to at all? Its name is judged when it is resolved.
@@ -60,12 +53,7 @@ impl Guard {
             "http" => return Err(Forbidden::Plain),
             _ => return Err(Forbidden::Form),
         }
-        let literal = match url.host() {
-            Some(Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
-            Some(Host::Ipv6(ip)) => Some(IpAddr::V6(ip)),
-            Some(Host::Domain(_)) | None => None,
-        };
-        literal.map_or(Ok(()), |ip| self.check_address(ip))
+        literal(url).map_or(Ok(()), |ip| self.check_address(ip))
     }
 
     /// May this address be connected to?
@@ -76,6 +64,15 @@ impl Guard {
             Kind::Private if self.private => Ok(()),
             Kind::Loopback | Kind::Private | Kind::Never => Err(Forbidden::Address),
         }
+    }
+}
+
+/// The address that the URL names by itself.
+fn literal(url: &Url) -> Option<IpAddr> {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
+        Some(Host::Ipv6(ip)) => Some(IpAddr::V6(ip)),
+        Some(Host::Domain(_)) | None => None,
     }
 }
 
@@ -98,6 +95,29 @@ enum Kind {
     Never,
 }
 
+/// What gives credentials to whoever asks from inside a cloud's machine or container.
+const METADATA_V4: [Ipv4Addr; 6] = [
+    // AWS, Azure, Google, Oracle, DigitalOcean and most others.
+    Ipv4Addr::new(169, 254, 169, 254),
+    // Containers of AWS: task roles (ECS), pod identities (EKS).
+    Ipv4Addr::new(169, 254, 170, 2),
+    Ipv4Addr::new(169, 254, 170, 23),
+    // Tencent.
+    Ipv4Addr::new(169, 254, 0, 23),
+    // Alibaba: within the addresses of carriers.
+    Ipv4Addr::new(100, 100, 100, 200),
+    // Azure's host: a public address that leads to the machine's own.
+    Ipv4Addr::new(168, 63, 129, 16),
+];
+/// The same over IPv6: AWS (machines, pod identities), Google, Oracle and OpenStack, Scaleway.
+const METADATA_V6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+];
+
 fn kind(ip: IpAddr) -> Kind {
     match ip.to_canonical() {
         IpAddr::V4(ip) => kind_v4(ip),
@@ -109,7 +129,7 @@ fn kind_v4(ip: Ipv4Addr) -> Kind {
     let [a, b, c, d] = ip.octets();
     match (a, b, c, d) {
         (127, ..) => Kind::Loopback,
-        (169, 254, 169, 254) => Kind::Never,
+        _ if METADATA_V4.contains(&ip) => Kind::Never,
         (10, ..) | (192, 168, ..) | (169, 254, ..) => Kind::Private,
         (172, 16..=31, ..) | (100, 64..=127, ..) => Kind::Private,
         // "This network", protocol assignments, documentation, benchmarks, 6to4 relays, multicast, reserved.
@@ -124,8 +144,6 @@ fn kind_v4(ip: Ipv4Addr) -> Kind {
 }
 
 fn kind_v6(ip: Ipv6Addr) -> Kind {
-    /// The metadata service of EC2.
-    const EC2: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     let segments = ip.segments();
     let embedded = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
@@ -136,7 +154,7 @@ fn kind_v6(ip: Ipv6Addr) -> Kind {
     };
     match segments {
         _ if ip == Ipv6Addr::LOCALHOST => Kind::Loopback,
-        _ if ip == EC2 => Kind::Never,
+        _ if METADATA_V6.contains(&ip) => Kind::Never,
         // Translated addresses lead where the IPv4 address does.
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
         [0x64, 0xff9b, ..] => Kind::Never,
@@ -213,11 +231,71 @@ mod tests {
     #[test_case(local(), "https://10.0.0.1/token" => false; "nothing else private for a local server")]
     #[test_case(local(), "http://example.com/token" => false; "plain elsewhere for a local server")]
     #[test_case(local(), "http://127.0.0.2/token" => false; "plain to another loopback")]
-    #[test_case(public().with_private(), "https://10.0.0.1/token" => true; "private where it is allowed")]
-    #[test_case(public().with_private(), "https://127.0.0.1/token" => false; "never loopback there")]
-    #[test_case(public().with_private(), "https://169.254.169.254/latest" => false; "never the metadata service")]
-    #[test_case(public().with_private(), "https://[fd00:ec2::254]/" => false; "never its other address")]
+    #[test_case(Guard::of(None, true), "https://10.0.0.1/token" => true; "private where it is allowed")]
+    #[test_case(Guard::of(None, true), "https://127.0.0.1/token" => false; "never loopback there")]
     fn o13(guard: Guard, url: &str) -> bool {
         allowed(guard, url)
+    }
+
+    #[test_case("https://10.1.2.3/mcp" => true; "a private literal")]
+    #[test_case("https://[fd12::1]/mcp" => true; "a private literal v6")]
+    #[test_case("https://[::ffff:10.1.2.3]/mcp" => true; "a private literal mapped")]
+    #[test_case("https://intranet.example/mcp" => false; "a name, whatever it resolves to")]
+    #[test_case("https://8.8.8.8/mcp" => false; "a public literal")]
+    #[test_case("https://localhost/mcp" => false; "a local server")]
+    #[test_case("https://169.254.169.254/mcp" => false; "a metadata service")]
+    fn o13_private_is_what_was_written(server: &str) -> bool {
+        let guard = Guard::of(Url::parse(server).ok().as_ref(), false);
+        assert_eq!(guard.allows_private(), allowed(guard, "https://192.168.0.1/token"));
+        guard.allows_private()
+    }
+
+    // Whatever was allowed, and however it is written.
+    #[test_case("169.254.169.254")]
+    #[test_case("169.254.170.2")]
+    #[test_case("169.254.170.23")]
+    #[test_case("169.254.0.23")]
+    #[test_case("100.100.100.200")]
+    #[test_case("168.63.129.16")]
+    fn o13_metadata_services(ip: &str) {
+        let ip: Ipv4Addr = ip.parse().unwrap();
+        let [a, b, c, d] = ip.octets();
+        let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        let forms = [
+            ip.to_string(),
+            u32::from(ip).to_string(),
+            format!("{:#x}", u32::from(ip)),
+            format!("[::ffff:{ip}]"),
+            format!("[::{ip}]"),
+            format!("[64:ff9b::{high:x}:{low:x}]"),
+            format!("[64:ff9b:1::{high:x}:{low:x}]"),
+            format!("[2002:{high:x}:{low:x}::1]"),
+        ];
+        for guard in [
+            public(),
+            local(),
+            Guard::of(None, true),
+            Guard::of(Url::parse("https://10.0.0.1/").ok().as_ref(), true),
+        ] {
+            for form in &forms {
+                assert!(!allowed(guard, &format!("https://{form}/latest")), "{form} {guard:?}");
+            }
+            assert!(
+                guard.check_address(IpAddr::V4(ip)).is_err()
+                    && guard.check_address(IpAddr::V6(ip.to_ipv6_mapped())).is_err()
+            );
+        }
+    }
+
+    #[test_case("fd00:ec2::254")]
+    #[test_case("fd00:ec2::23")]
+    #[test_case("fd20:ce::254")]
+    #[test_case("fe80::a9fe:a9fe")]
+    #[test_case("fd00:42::42")]
+    fn o13_metadata_services_v6(ip: &str) {
+        for guard in [public(), local(), Guard::of(None, true)] {
+            assert!(guard.check_address(ip.parse().unwrap()).is_err());
+            assert!(!allowed(guard, &format!("https://[{ip}]/")));
+        }
     }
 }

@@ -20,10 +20,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use super::{
-    guard::{Forbidden, Guard},
-    refresh::Class,
-};
+use super::{guard::Guard, refresh::Class};
 
 /// How long a connection may take, whatever the request's own time is.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -167,21 +164,6 @@ impl Http {
         let name = ServerName::try_from(bare.to_owned()).map_err(|_| Class::Name)?;
         let stream = TlsConnector::from(self.tls.clone()).connect(name, stream).await;
         Ok(Box::new(stream.map_err(|_| Class::Tls)?))
-    }
-
-    /// Does a server's name lead to a private address? The person who gave the URL then means a private network.
-    pub(crate) async fn is_private(url: &Url) -> bool {
-        let private = Guard::of(None, true);
-        let none = Guard::of(None, false);
-        let Some(host) = url.host_str() else { return false };
-        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = url.port_or_known_default().unwrap_or(443);
-        let Ok(addresses) = tokio::net::lookup_host((bare, port)).await else { return false };
-        let addresses: Vec<_> = addresses.map(|address| address.ip()).collect();
-        !addresses.is_empty()
-            && addresses.iter().all(|ip| {
-                private.check_address(*ip).is_ok() && none.check_address(*ip) == Err(Forbidden::Address)
-            })
     }
 }
 

@@ -154,7 +154,7 @@ fn removed(path: &std::path::Path) -> io::Result<()> {
 pub(crate) struct Renewal<'a> {
     disk: Disk<'a>,
     http: &'a Http,
-    /// The token endpoint's last answer was odd too, a while ago: another one is for good.
+    /// The token endpoint called the request invalid a while ago: once more is for good.
     odd_before: bool,
     tokens: Option<(Tokens, Timestamp)>,
     /// The last request and its status, for the trace.
@@ -197,7 +197,7 @@ impl<'a> Renewal<'a> {
         self.last = Some(Exchanged { at: sent, url: shown, status, took: started.elapsed() });
         let answer = match answer {
             Err(NoAnswer::NotSent(class)) => return Answer::NotSent(class),
-            Err(NoAnswer::Lost(_)) => return Answer::Lost,
+            Err(NoAnswer::Lost(_)) => return Answer::Unknown(Class::AnswerLost),
             Ok(answer) => answer,
         };
         let wait =
@@ -209,9 +209,7 @@ impl<'a> Renewal<'a> {
                 Answer::Tokens
             }
             Err(refused) => match refused.answer() {
-                Answer::Later(class @ (Class::InvalidRequest | Class::UnusableAnswer)) if self.odd_before => {
-                    Answer::Terminal(class)
-                }
+                Answer::Later(class @ Class::InvalidRequest) if self.odd_before => Answer::Terminal(class),
                 answer => answer,
             },
         }

@@ -203,8 +203,9 @@ pub(crate) enum Answer {
     Later(Class),
     /// No byte of the request was written.
     NotSent(Class),
-    /// The request was written, at least in part, and there is no answer to it.
-    Lost,
+    /// The request was written, at least in part, and nobody knows whether the token was taken: there is no answer,
+    /// or one of success with nothing usable in it.
+    Unknown(Class),
 }
 
 /// How a refresh ended.

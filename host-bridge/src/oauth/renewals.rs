@@ -43,7 +43,7 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// After a server refused a token that was just renewed.
 const QUIET: Duration = Duration::from_secs(60);
-/// An odd answer (`invalid_request`, 200 without a token) that comes again after this time is for good.
+/// An `invalid_request` that comes again after this time is for good.
 const ODD_AGAIN: Duration = Duration::from_secs(60);
 
 /// A profile's grant.
@@ -336,8 +336,7 @@ impl Known {
             return Duration::ZERO;
         };
         let now = Instant::now();
-        self.odd_since = matches!(class, Class::InvalidRequest | Class::UnusableAnswer)
-            .then(|| self.odd_since.unwrap_or(now));
+        self.odd_since = (class == Class::InvalidRequest).then(|| self.odd_since.unwrap_or(now));
         let ceiling = BACKOFF_MIN.saturating_mul(1 << self.failures.min(6)).min(BACKOFF_MAX);
         let pause = (BACKOFF_MIN / 2 + ceiling.mul_f64(fraction())).max(asked.unwrap_or_default());
         self.failures = self.failures.saturating_add(1);

@@ -206,6 +206,8 @@ impl Refused {
             | Class::UnsupportedGrantType
             | Class::InvalidTarget
             | Class::InvalidScope => Answer::Terminal(self.class),
+            // A success: a server that rotates has taken the token.
+            Class::UnusableAnswer => Answer::Unknown(self.class),
             class => Answer::Later(class),
         }
     }

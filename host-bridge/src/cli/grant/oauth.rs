@@ -102,7 +102,7 @@ pub(super) struct Args {
     /// How long to wait for the sign-in
     #[arg(long, default_value = "5m", value_parser = duration)]
     timeout: Duration,
-    /// Let the authorization server be in a private network
+    /// Let the server and its authorization server be in a private network
     #[arg(long)]
     allow_private_network: bool,
 }

@@ -133,7 +133,7 @@ impl Refresh {
             // The outcome is unknown: once more, or never again.
             Some(journal) => {
                 attempt.replays = journal.replays;
-                self.unknown(attempt)
+                self.unknown(attempt, Class::AnswerLost)
             }
         }
     }
@@ -144,11 +144,11 @@ impl Refresh {
         self.go(At::Journal { attempt, write: Write::Prepare }, what)
     }
 
-    fn unknown(&mut self, attempt: Attempt) -> Step<Outcome> {
+    fn unknown(&mut self, attempt: Attempt, class: Class) -> Step<Outcome> {
         if attempt.replays == 0 {
             self.spend(Attempt { replays: 1, ..attempt })
         } else {
-            self.go(At::LookAgain { attempt, class: Class::AnswerLost }, Do::Read)
+            self.go(At::LookAgain { attempt, class }, Do::Read)
         }
     }
 
@@ -172,7 +172,7 @@ impl Refresh {
                 let at = At::Settle { outcome: Outcome::Later(class), write: Write::Prepare };
                 self.go(at, Do::PrepareJournal(attempt.journal(false)))
             }
-            Answer::Lost => self.unknown(attempt),
+            Answer::Unknown(class) => self.unknown(attempt, class),
         }
     }
 

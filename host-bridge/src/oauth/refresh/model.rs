@@ -1,4 +1,4 @@
-//! Every interleaving of the machines, with every crash, power cut, lost answer and late request that a budget of
+//! Every interleaving of the machines, with every crash, power cut, lost or useless answer and late request that a budget of
 //! faults allows, against authorization servers of three kinds.
 //!
 //! The machines are the ones that [`super::drive`] runs. What is modelled is the world around them: a directory whose
@@ -302,7 +302,7 @@ impl World {
                         if let Some(token) = lost.processes[at].spending.take() {
                             *lost.unknown_of(token) += 1;
                         }
-                        lost.told(at, Got::Answer(Answer::Lost));
+                        lost.told(at, Got::Answer(Answer::Unknown(Class::AnswerLost)));
                         all.push(lost);
                     }
                 }
@@ -331,6 +331,20 @@ impl World {
                     Some(_) => Answer::Tokens,
                     None => Answer::Terminal(Class::InvalidGrant),
                 });
+            }
+            if self.faults > 0 && waits {
+                // A success that says nothing, from a server that took the token or did not.
+                for server in [&arrived, self] {
+                    let mut unusable = server.clone();
+                    unusable.flights.clone_from(&arrived.flights);
+                    unusable.faults -= 1;
+                    unusable.doubts += 1;
+                    let process = &mut unusable.processes[flight.from];
+                    (process.tokens, process.spending) = (None, None);
+                    process.answer = Some(Answer::Unknown(Class::UnusableAnswer));
+                    *unusable.unknown_of(flight.token) += 1;
+                    all.push(unusable);
+                }
             }
             all.push(arrived);
             if self.faults > 0 && waits {
