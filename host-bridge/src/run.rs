@@ -5,6 +5,7 @@
 //! ```
 
 mod attach;
+pub(crate) mod detach;
 mod hold;
 mod log;
 pub(crate) mod metadata;
@@ -33,14 +34,20 @@ use crate::{
 
 /// Checks, starts, waits. The exit code is the command's.
 pub(crate) fn start(request: Request, context: &Context) -> Outcome {
-    if !context.global.dry_run {
+    if !context.global.dry_run && !detach::is_holder(&context.env) {
         print::note("Initializing...");
+    }
+    let detached = request.detached && !context.global.dry_run;
+    let holder = detached && detach::is_holder(&context.env);
+    let request = if holder { Request { allowed: detach::receive()?, ..request } } else { request };
+    let order = order::prepare(request, context)?;
+    if detached && !holder {
+        return detach::start(&order, context);
     }
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("starting: {error}")))?;
-    let order = order::prepare(request, context)?;
     let chosen = tokio.block_on(choose(order.runtime, order.image.is_some(), &context.env));
     let chosen = chosen.map_err(|error| Failure::from_error(&error))?;
     for warning in &order.warnings {

@@ -8,6 +8,7 @@ mod agents;
 mod clients;
 mod conformance;
 mod containers;
+mod detached;
 mod door;
 mod eras;
 mod faults;
@@ -155,6 +156,7 @@ fn main() -> ExitCode {
         ("files", files::TESTS),
         ("sandbox", sandbox::TESTS),
         ("network", network::TESTS),
+        ("detached", detached::TESTS),
         ("containers", containers::TESTS),
         ("agents", agents::TESTS),
     ];

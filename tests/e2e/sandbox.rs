@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("the_host_is_read_only", SANDBOX, the_host_is_read_only),
     Test::new("a_real_terminal", TERMINAL, a_real_terminal),
     Test::new("ctrl_c_reaches_the_agent", TERMINAL, ctrl_c_reaches_the_agent),
+    Test::new("every_key_is_the_programs", TERMINAL, every_key_is_the_programs),
     Test::new("orphans_are_reaped_and_nothing_is_left", SANDBOX, orphans_are_reaped_and_nothing_is_left),
     Test::new("stop_from_outside", SANDBOX, stop_from_outside),
     Test::new("pre_run_and_its_failure", SANDBOX, pre_run_and_its_failure),
@@ -156,6 +157,16 @@ fn ctrl_c_reaches_the_agent() -> Outcome {
     let inner = "trap 'echo caught; exit 3' INT; echo ready; while :; do read -r -t 1 _; done";
     let ran = on_a_terminal(&rig, inner, b"\x03", "ready")?.expect_code(3)?;
     ensure(ran.out.contains("caught"), || ran.out.clone())
+}
+
+/// Ctrl-P Ctrl-Q too, with which engines let go of a container where nobody tells them not to.
+fn every_key_is_the_programs() -> Outcome {
+    let rig = Rig::new()?;
+    rig.config("env: {A: b}\n")?;
+    let inner = "stty raw -echo; echo ready; head -c 3 | od -An -tx1; stty sane; exit 6";
+    let ran = on_a_terminal(&rig, inner, b"\x10\x11\x10", "ready")?.expect_code(6)?;
+    let shown: Vec<&str> = ran.out.split_whitespace().collect();
+    ensure(shown.windows(3).any(|keys| keys == ["10", "11", "10"]), || ran.out.clone())
 }
 
 fn orphans_are_reaped_and_nothing_is_left() -> Outcome {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use moat_shared::plan::Agent;
 
-use super::{Context, Outcome, run::Shared};
+use super::{Context, Failure, Outcome, run::Shared};
 use crate::run::{self, order::Request};
 
 #[derive(Debug, clap::Args)]
@@ -46,6 +46,7 @@ impl Args {
     }
 
     fn start(self, context: &Context, agent: Agent, flags: Vec<String>) -> Outcome {
+        let says_nothing = self.prompt.is_none() && self.arguments.is_empty();
         let command = command(agent, !self.noyolo, flags, self.prompt, self.arguments);
         let request = Request {
             workspace: self.workspace,
@@ -54,6 +55,10 @@ impl Args {
             confirm: self.noyolo,
             ..self.shared.request()?
         };
+        if request.detached && says_nothing {
+            return Err(Failure::new(format!("{} has no terminal in a detached run, and nothing to do", agent.name()))
+                .with_hint("Give it a prompt: -d -p PROMPT"));
+        }
         run::start(request, context)
     }
 }

@@ -17,7 +17,8 @@ Examples:
   moat run                            here, with the command of moat.yaml
   moat run -e DEBUG=1 -m ../lib:/lib2:ro . -- sh
   moat run --image node:22 -- npm test
-                                      in a container of this image")]
+                                      in a container of this image
+  moat run -d . -- make nightly       returns at once; moat logs -f, moat stop")]
 pub(crate) struct Args {
     /// The workspace
     #[arg(value_name = "PATH", default_value = ".")]
@@ -26,7 +27,7 @@ pub(crate) struct Args {
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
     /// Insist on a terminal; without this, the sandbox has one when stdin and stdout are one
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "detach")]
     interactive: bool,
     #[command(flatten)]
     shared: Shared,
@@ -53,6 +54,9 @@ pub(crate) struct Shared {
     /// The container's image
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
+    /// Return when the run is there; its id goes to stdout, what it prints to `moat logs`
+    #[arg(short, long)]
+    detach: bool,
     /// Never ask for missing grants
     #[arg(long)]
     no_prompt: bool,
@@ -91,6 +95,7 @@ impl Shared {
             runtime: self.runtime,
             image: self.image,
             no_prompt: self.no_prompt,
+            detached: self.detach,
             ..Request::default()
         })
     }

@@ -30,6 +30,7 @@ use crate::{
     disk,
     env::Environment,
     home::{Home, private_dir},
+    run::detach,
 };
 
 /// From the spawn to the first answer.
@@ -37,6 +38,8 @@ const START: Duration = Duration::from_secs(10);
 /// Somebody else's start, and the drain of a bridge that is leaving.
 const LOCK: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
+/// What is one command's own and not the bridge's.
+const OF_A_COMMAND: [&str; 2] = ["MOAT_PROFILE", detach::VARIABLE];
 /// How much of the log is shown when it does not start.
 const TAIL: u64 = 2048;
 
@@ -136,7 +139,7 @@ fn spawn(home: &Home, env: &Environment) -> Result<Child, SpawnError> {
         .arg0("moat")
         .args(["__bridge", "--detach"])
         .env_clear()
-        .envs(env.iter().filter(|(name, _)| *name != "MOAT_PROFILE"))
+        .envs(env.iter().filter(|(name, _)| !OF_A_COMMAND.iter().any(|own| *name == own)))
         .env("MOAT_HOME", home.root())
         .current_dir("/")
         .stdin(Stdio::null())
@@ -147,7 +150,7 @@ fn spawn(home: &Home, env: &Environment) -> Result<Child, SpawnError> {
 }
 
 /// This very program, even if its file has been replaced since.
-fn executable() -> io::Result<PathBuf> {
+pub(crate) fn executable() -> io::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok(PathBuf::from("/proc/self/exe")) } else { std::env::current_exe() }
 }
 

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::fd::AsFd,
+    sync::{Mutex, PoisonError},
     thread,
 };
 
@@ -17,7 +18,10 @@ use super::{
     log::{Log, Stream},
     terminal::Raw,
 };
-use crate::runtime::{Io, Window, process};
+use crate::{
+    cli::print,
+    runtime::{Io, Window, process},
+};
 
 /// Output is passed on in pieces of at most this size.
 const PIECE: usize = 64 * 1024;
@@ -27,6 +31,8 @@ const PIECE: usize = 64 * 1024;
 pub(crate) struct Attached {
     terminal: Option<(Raw, Box<dyn Window>)>,
     outputs: Vec<oneshot::Receiver<()>>,
+    /// Where notes go when there is nobody to read them.
+    notes: Option<Mutex<Stream>>,
 }
 
 /// Connects the sandbox with this process's stdin, stdout and stderr.
@@ -36,7 +42,7 @@ pub(crate) fn attach(io: Io, log: &Log) -> io::Result<Attached> {
             let raw = Raw::enter()?;
             input(bytes.try_clone()?)?;
             let outputs = vec![output(bytes, io::stdout(), log.stream())?];
-            Ok(Attached { terminal: Some((raw, window)), outputs })
+            Ok(Attached { terminal: Some((raw, window)), outputs, notes: None })
         }
         Io::Pipes { stdin, stdout, stderr } => {
             input(stdin)?;
@@ -44,12 +50,33 @@ pub(crate) fn attach(io: Io, log: &Log) -> io::Result<Attached> {
                 output(stdout, io::stdout(), log.stream())?,
                 output(stderr, io::stderr(), log.stream())?,
             ];
-            Ok(Attached { terminal: None, outputs })
+            Ok(Attached { terminal: None, outputs, notes: None })
         }
     }
 }
 
+/// Connects the sandbox with its log alone: its stdin has ended.
+pub(crate) fn to_log(io: Io, log: &Log) -> io::Result<Attached> {
+    let outputs = match io {
+        Io::Terminal { bytes, .. } => vec![output(bytes, io::sink(), log.stream())?],
+        Io::Pipes { stdin, stdout, stderr } => {
+            drop(stdin);
+            vec![output(stdout, io::sink(), log.stream())?, output(stderr, io::sink(), log.stream())?]
+        }
+    };
+    Ok(Attached { terminal: None, outputs, notes: Some(Mutex::new(log.stream())) })
+}
+
 impl Attached {
+    /// Tells the user something beside what the sandbox prints.
+    pub(crate) fn note(&self, text: &str) {
+        let Some(notes) = &self.notes else { return print::note(&self.line(text)) };
+        let written = notes.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{text}\n").as_bytes());
+        if let Err(error) = written {
+            tracing::error!("a note was not written to the log: {error}");
+        }
+    }
+
     /// The user's window changed.
     pub(crate) fn resize(&self) {
         if let Some((_, window)) = &self.terminal {
@@ -61,7 +88,7 @@ impl Attached {
     }
 
     /// Text as this moment's terminal wants its line ends.
-    pub(crate) fn line(&self, text: &str) -> String {
+    fn line(&self, text: &str) -> String {
         if self.terminal.is_some() { format!("\r{}\r", text.replace('\n', "\r\n")) } else { text.to_owned() }
     }
 

@@ -53,6 +53,8 @@ pub(super) struct Wanted<'a> {
     pub(super) own: Vec<&'a config::Mount>,
     /// moat.yaml's.
     pub(super) project: &'a [config::Mount],
+    /// What the user has been asked for already.
+    pub(super) allowed: &'a [Mount],
 }
 
 /// Checks all of them; nobody is asked without a `person`.
@@ -68,7 +70,7 @@ pub(super) fn check(
         if mounts.contains(&mount) {
             continue;
         }
-        if !mount.source.starts_with(workspace) {
+        if !mount.source.starts_with(workspace) && !wanted.allowed.contains(&mount) {
             confirm(&mount, &mut person)?;
         }
         mounts.push(mount);
@@ -158,7 +160,7 @@ mod tests {
             read_only: false,
         };
         let own = own.map(mount);
-        let wanted = Wanted { own: own.iter().collect(), project: &[mount(source)] };
+        let wanted = Wanted { own: own.iter().collect(), project: &[mount(source)], allowed: &[] };
         let mut person = Says(answer.unwrap_or_default(), Vec::new());
         let checked = check(&wanted, &workspace, answer.map(|_| &mut person as &mut dyn Ask));
         if let Ok(mounts) = &checked {

@@ -11,6 +11,7 @@ use std::{
 use moat_shared::{grant::GrantName, hint::Hint, plan::Agent};
 
 use super::{
+    detach::Allowed,
     mounts,
     name::RunName,
     preflight::{PromptPolicy, preflight},
@@ -40,6 +41,10 @@ pub(crate) struct Request {
     pub(crate) grants: Vec<GrantName>,
     pub(crate) mounts: Vec<config::Mount>,
     pub(crate) no_prompt: bool,
+    /// The command returns when the run is there.
+    pub(crate) detached: bool,
+    /// What the user has been asked already.
+    pub(crate) allowed: Allowed,
 }
 
 /// Everything that a run needs to be started.
@@ -56,6 +61,8 @@ pub(crate) struct Order {
     /// The container's, where the runtime makes containers.
     pub(crate) image: Option<String>,
     pub(crate) confirm: bool,
+    /// Its holder has no terminal, and nobody reads what it prints but the log.
+    pub(crate) detached: bool,
     /// Of moat.yaml and the command line, without moat's own.
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) mounts: Vec<Mount>,
@@ -98,11 +105,14 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
     let wanted = mounts::Wanted {
         own: settings.mounts.iter().chain(&request.mounts).collect(),
         project: &config.mounts,
+        allowed: &request.allowed.mounts,
     };
     let mut person = Person;
     let person = (prompt == PromptPolicy::Ask).then_some(&mut person as &mut dyn Ask);
     let mounts = mounts::check(&wanted, &workspace, person).map_err(|error| Failure::from_error(&error))?;
-    let name = match (request.name, &config.name) {
+    let chosen = request.allowed.name.as_deref().map(str::parse).transpose();
+    let chosen = chosen.map_err(|error: super::name::InvalidRunName| Failure::new(format!("{error}")))?;
+    let name = match (chosen.or(request.name), &config.name) {
         (Some(name), _) => name,
         (None, Some(name)) => name.parse().map_err(|error| Failure::new(format!("{error}")))?,
         (None, None) => RunName::random(),
@@ -114,8 +124,8 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
     let mut warnings: Vec<String> =
         settings.warnings.iter().chain(&config.warnings).map(ToString::to_string).collect();
     warnings.extend(exposed_home(&workspace, context.env.user_home().as_deref()));
-    let Request { agent, confirm, .. } = request;
-    Ok(Order { name, workspace, runtime, agent, command, image, confirm, env, mounts, config, warnings })
+    let Request { agent, confirm, detached, .. } = request;
+    Ok(Order { name, workspace, runtime, agent, command, image, confirm, detached, env, mounts, config, warnings })
 }
 
 fn workspace(path: &Path) -> Result<PathBuf, OrderError> {

@@ -23,7 +23,8 @@ use tokio::{
 };
 
 use super::{
-    attach::{Attached, attach},
+    attach::{self, Attached, attach},
+    detach,
     hold::hold,
     log::Log,
     metadata::{Metadata, Record},
@@ -263,12 +264,18 @@ impl Session<'_> {
             Some(_) => print::note(&format!("Started agent \"{}\" ({})", self.order.name, self.id)),
             None => print::note(&format!("Started {} ({})", self.order.name, self.id)),
         }
-        if !self.interactive {
+        let detached = self.order.detached;
+        if !self.interactive && !detached {
             print::note("Press Ctrl+C to stop");
         }
         let failed = |error| Failure::new(format!("attaching to the sandbox: {error}"));
         let log = Log::open(&home.logs(&self.id)).map_err(failed)?;
-        let attached = attach(io, &log).map_err(failed)?;
+        let attached = if detached { attach::to_log(io, &log) } else { attach(io, &log) }.map_err(failed)?;
+        if detached {
+            // Whoever interrupts the command before it has returned wants no run.
+            detach::report(&self.id, &self.order.name.to_string())
+                .map_err(|error| Failure::new(format!("nobody waits for this run: {error}")))?;
+        }
         let code = self.watch(&mut running, &attached, record, signals).await;
         if timeout(LAST_OUTPUT, attached.finish()).await.is_err() {
             tracing::warn!("the last output was not taken");
@@ -305,7 +312,7 @@ impl Session<'_> {
                     let killed = told_in_time(running.kill()).await;
                     // Again, until it has ended.
                     deadline = killed.err().map(|error| {
-                        print::note(&attached.line(&format!("Warning: the sandbox was not ended: {error}")));
+                        attached.note(&format!("Warning: the sandbox was not ended: {error}"));
                         Instant::now() + ASK_AGAIN
                     });
                     continue;
@@ -320,12 +327,12 @@ impl Session<'_> {
                 Some(event) = told.recv() => match event {
                     HoldEvent::Held => continue,
                     HoldEvent::Warning { text } => {
-                        print::note(&attached.line(&text));
+                        attached.note(&text);
                         continue;
                     }
                     HoldEvent::Stop => Signal::SIGTERM,
                     HoldEvent::Ended { reason } => {
-                        print::note(&attached.line(&format!("Warning: the run has ended for the bridge: {reason}")));
+                        attached.note(&format!("Warning: the run has ended for the bridge: {reason}"));
                         Signal::SIGTERM
                     }
                 },
@@ -336,7 +343,7 @@ impl Session<'_> {
             }
             // What it was not told ends by force when the time is over.
             if let Err(error) = told_in_time(running.signal(stop)).await {
-                print::note(&attached.line(&format!("Warning: the sandbox was not told to stop: {error}")));
+                attached.note(&format!("Warning: the sandbox was not told to stop: {error}"));
             }
         }
     }

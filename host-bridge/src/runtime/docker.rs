@@ -63,6 +63,7 @@ pub(crate) struct Docker<'a> {
 #[derive(Debug)]
 pub(crate) struct Created {
     engine: Engine,
+    name: String,
     image: Image,
     order: Order,
     body: ContainerCreateBody,
@@ -112,8 +113,9 @@ impl Runtime for Docker<'_> {
             text: format!("{} lies in moat's own directory", source.display()),
             hint: None,
         })?;
-        let body = container::body(&order, &image, &tunnel_dir, &hidden, &container::owner(self.home));
-        Ok(Created { engine: self.engine.clone(), image, order, body, tunnel_dir, command })
+        let name = container::name();
+        let body = container::body(&order, &image, &tunnel_dir, &hidden, &container::owner(self.home, &name));
+        Ok(Created { engine: self.engine.clone(), name, image, order, body, tunnel_dir, command })
     }
 }
 
@@ -146,7 +148,7 @@ impl super::Created for Created {
         let terminal = self.order.terminal;
         let engine = self.engine.clone();
         let mut container = JoinSet::new();
-        container.spawn(make(self.engine, self.body, sidecar));
+        container.spawn(make(self.engine, self.name, self.body, sidecar));
         Ok(Building { engine, terminal, container })
     }
 }
@@ -154,13 +156,22 @@ impl super::Created for Created {
 /// Makes the container and puts the sidecar in. What is dropped on the way is removed.
 async fn make(
     engine: Engine,
+    name: String,
     body: ContainerCreateBody,
     sidecar: &'static [u8],
 ) -> Result<Removal, EngineError> {
-    let options = CreateContainerOptionsBuilder::new().name(&container::name()).build();
-    let created = engine.api.create_container(Some(options), body).await;
-    let id = created.map_err(|source| EngineError::Asking { doing: "making the container", source })?.id;
-    let removal = Removal::of(&engine, id);
+    let options = CreateContainerOptionsBuilder::new().name(&name).build();
+    let mut removal = Removal::of_expected(&engine, &name);
+    match engine.api.create_container(Some(options), body).await {
+        Ok(created) => removal.made(created.id),
+        Err(source) => {
+            // One that said no has made none.
+            if engine::said_no(&source) {
+                removal.not_needed();
+            }
+            return Err(EngineError::Asking { doing: "making the container", source });
+        }
+    }
     let archive = archive::of_sidecar(sidecar).map_err(EngineError::Archive)?;
     let options = UploadToContainerOptionsBuilder::new().path(archive::AT).build();
     let uploaded =

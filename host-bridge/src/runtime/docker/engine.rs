@@ -213,6 +213,11 @@ pub(super) fn is_not_found(error: &Error) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
 }
 
+/// The engine answered, and it was an error.
+pub(super) fn said_no(error: &Error) -> bool {
+    matches!(error, Error::DockerResponseServerError { .. })
+}
+
 /// The container is not there, not running, or on its way out.
 pub(super) fn is_over(error: &Error) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code: 404 | 409, .. })

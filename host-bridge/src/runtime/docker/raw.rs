@@ -2,6 +2,7 @@
 //! of which we must know that it stands before the container is started.
 
 use std::{
+    io,
     path::Path,
     pin::{Pin, pin},
     time::Duration,
@@ -30,6 +31,11 @@ pub(super) const NEXT_EXIT: &str = "next-exit";
 /// Of one that was.
 pub(super) const NOT_RUNNING: &str = "not-running";
 
+/// What detaches, where the engine is told nothing, is Ctrl-P Ctrl-Q, which are the program's. These bytes are in no text
+/// and on no keyboard.
+const NO_KEYS: &str = "%FF,%FE,%FF,%FE,%FF,%FE,%FF,%FE";
+/// For an engine that is there to take a request, or to begin to answer.
+const HEAD: Duration = Duration::from_secs(30);
 /// Larger answers are none.
 const ANSWER: usize = 64 * 1024;
 /// For PID 1 to come up.
@@ -71,7 +77,7 @@ struct Said {
 /// Attaches to a container.
 pub(super) async fn attach(socket: &Path, id: &str) -> Result<Attached, EngineError> {
     const DOING: &str = "attaching to the container";
-    let path = format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1");
+    let path = format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1&detachKeys={NO_KEYS}");
     let Answer { response, mut connection } = send(socket, DOING, &path, true).await?;
     let upgraded = driven(&mut connection, hyper::upgrade::on(response)).await.map_err(raw(DOING))?;
     let parts = upgraded.downcast::<TokioIo<UnixStream>>().map_err(|_| EngineError::Refused {
@@ -144,6 +150,21 @@ impl Answer {
 }
 
 async fn send(socket: &Path, doing: &'static str, path: &str, upgrade: bool) -> Result<Answer, EngineError> {
+    let asked = timeout(HEAD, ask(socket, doing, path, upgrade)).await;
+    // As one that is away: it may be asked again.
+    let answer = asked.map_err(|_| raw(doing)(io::Error::from(io::ErrorKind::TimedOut)))??;
+    match answer.response.status() {
+        StatusCode::SWITCHING_PROTOCOLS if upgrade => Ok(answer),
+        StatusCode::OK if !upgrade => Ok(answer),
+        StatusCode::NOT_FOUND => Err(EngineError::Gone),
+        status => {
+            let said = serde_json::from_slice::<Said>(&answer.body(doing).await?).map(|said| said.message);
+            Err(EngineError::Refused { doing, message: said.unwrap_or_else(|_| status.to_string()) })
+        }
+    }
+}
+
+async fn ask(socket: &Path, doing: &'static str, path: &str, upgrade: bool) -> Result<Answer, EngineError> {
     let stream = UnixStream::connect(socket).await.map_err(raw(doing))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(raw(doing))?;
     let mut connection: Connection = Box::pin(connection.with_upgrades());
@@ -153,17 +174,7 @@ async fn send(socket: &Path, doing: &'static str, path: &str, upgrade: bool) -> 
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(raw(doing))?;
     let response = driven(&mut connection, sender.send_request(request)).await.map_err(raw(doing))?;
-    let status = response.status();
-    let answer = Answer { response, connection };
-    match status {
-        StatusCode::SWITCHING_PROTOCOLS if upgrade => Ok(answer),
-        StatusCode::OK if !upgrade => Ok(answer),
-        StatusCode::NOT_FOUND => Err(EngineError::Gone),
-        _ => {
-            let said = serde_json::from_slice::<Said>(&answer.body(doing).await?).map(|said| said.message);
-            Err(EngineError::Refused { doing, message: said.unwrap_or_else(|_| status.to_string()) })
-        }
-    }
+    Ok(Answer { response, connection })
 }
 
 /// Work that a connection has to be driven for. The connection may end first: what it brought is still there.

@@ -9,13 +9,15 @@ use std::{
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
 
 use super::{
-    container::{HOLDER, HOME, holder},
+    container::{HOME, is_left_behind},
     engine::{self, Engine, EngineError},
 };
 use crate::home::Home;
 
 /// Longer nobody waits for an engine that does not answer; the bridge tries again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// An engine that was asked to make a container, and not waited for, makes it within this or not at all.
+const EXPECTED: Duration = Duration::from_secs(3);
 
 /// A container that is removed when this is dropped.
 #[derive(Debug)]
@@ -23,11 +25,20 @@ pub(crate) struct Removal {
     id: String,
     socket: PathBuf,
     needed: bool,
+    /// The engine has been asked to make it, and has not answered.
+    expected: bool,
 }
 
 impl Removal {
-    pub(super) fn of(engine: &Engine, id: String) -> Self {
-        Self { id, socket: engine.socket.clone(), needed: true }
+    /// Of a container that the engine is about to be asked to make.
+    pub(super) fn of_expected(engine: &Engine, name: &str) -> Self {
+        Self { id: name.to_owned(), socket: engine.socket.clone(), needed: true, expected: true }
+    }
+
+    /// It was made, and this is its id.
+    pub(super) fn made(&mut self, id: String) {
+        self.id = id;
+        self.expected = false;
     }
 
     pub(super) fn id(&self) -> &str {
@@ -46,15 +57,21 @@ impl Drop for Removal {
         if !self.needed {
             return;
         }
-        let (id, socket) = (self.id.clone(), self.socket.clone());
+        let (id, socket, expected) = (self.id.clone(), self.socket.clone(), self.expected);
         let remove = move || {
             let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let removed = tokio.block_on(tokio::time::timeout(PATIENCE, async {
-                remove(&Engine::at(&socket).await?, &id).await
+                let engine = Engine::at(&socket).await?;
+                let expected = expected.then(|| tokio::time::Instant::now() + EXPECTED);
+                while !remove(&engine, &id).await? && expected.is_some_and(|until| tokio::time::Instant::now() < until)
+                {
+                    tokio::time::sleep(engine::FIRST_PAUSE).await;
+                }
+                Ok(())
             }));
             match removed {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!("container {id} was not removed: {error}"),
+                Ok(Err::<(), EngineError>(error)) => tracing::warn!("container {id} was not removed: {error}"),
                 Err(_) => tracing::warn!("container {id} was not removed: its engine does not answer"),
             }
             std::io::Result::Ok(())
@@ -67,14 +84,14 @@ impl Drop for Removal {
     }
 }
 
-/// By force, with its anonymous volumes. One that is not there any more, or is being removed, is as good.
-async fn remove(engine: &Engine, id: &str) -> Result<(), EngineError> {
+/// By force, with its anonymous volumes. One that is not there any more, or is being removed, is as good. Was it there?
+async fn remove(engine: &Engine, id: &str) -> Result<bool, EngineError> {
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
     match engine.api.remove_container(id, Some(options)).await {
         Err(error) if !engine::is_over(&error) => {
             Err(EngineError::Asking { doing: "removing a container", source: error })
         }
-        _ => Ok(()),
+        removed => Ok(removed.is_ok()),
     }
 }
 
@@ -90,12 +107,11 @@ pub(crate) async fn sweep(socket: &Path, home: &Home) -> Result<usize, EngineErr
     let listed = listed.map_err(|source| EngineError::Asking { doing: "listing containers", source })?;
     let (mut removed, mut failed) = (0, None);
     for container in listed {
-        let labels = container.labels.unwrap_or_default();
-        let dead = labels.get(HOLDER).and_then(|text| holder(text)).is_some_and(|holder| !holder.is_alive());
-        if let (true, Some(id)) = (dead, container.id) {
+        let (labels, names) = (container.labels.unwrap_or_default(), container.names.unwrap_or_default());
+        if let (true, Some(id)) = (is_left_behind(&labels, &names, home), container.id) {
             // One that cannot be removed does not keep the others.
             match remove(&engine, &id).await {
-                Ok(()) => removed += 1,
+                Ok(_) => removed += 1,
                 Err(error) => failed = Some(error),
             }
         }
