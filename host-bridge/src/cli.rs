@@ -24,6 +24,7 @@ mod destroy;
 mod doctor;
 mod exec;
 pub(crate) mod grant;
+mod image;
 mod list;
 mod logs;
 mod pick;
@@ -118,6 +119,8 @@ enum Verb {
     Proxy(proxy::Args),
     /// Check, try, compare and reload what agents may do with servers
     Policy(policy::Args),
+    /// Build moat's own container images
+    Image(image::Args),
     /// The sidecar that this moat carries
     Sidecar(sidecar::Args),
     /// Print a completion script for a shell
@@ -130,6 +133,9 @@ enum Verb {
     /// The sandbox's first half
     #[command(name = "__sandbox", hide = true)]
     Sandbox(sandbox::Args),
+    /// The way into a sandbox
+    #[command(name = "__enter", hide = true)]
+    Enter(sandbox::EnterArgs),
 }
 
 /// What every verb gets.
@@ -240,11 +246,13 @@ impl Verb {
             Self::Doctor(args) => args.run(context),
             Self::Proxy(args) => args.run(context),
             Self::Policy(args) => args.run(context),
+            Self::Image(args) => args.run(context),
             Self::Sidecar(args) => args.run(context),
             Self::Completion(args) => args.run(),
             Self::Version(args) => args.run(&context.global),
             Self::Bridge(args) => args.run(context),
             Self::Sandbox(args) => args.run(context),
+            Self::Enter(args) => args.run(context),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod attach;
 pub(crate) mod detach;
+pub(crate) mod exec;
 mod hold;
 mod log;
 pub(crate) mod metadata;
@@ -26,7 +27,7 @@ use order::{Order, Request};
 use crate::{
     cli::{Context, Failure, Outcome, print},
     runtime::{
-        choose::{Chosen, choose},
+        choose::{Chosen, Needs, choose},
         docker::Docker,
         process::Process,
     },
@@ -40,7 +41,7 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
     let detached = request.detached && !context.global.dry_run;
     let holder = detached && detach::is_holder(&context.env);
     let request = if holder { Request { allowed: detach::receive()?, ..request } } else { request };
-    let order = order::prepare(request, context)?;
+    let mut order = order::prepare(request, context)?;
     if detached && !holder {
         return detach::start(&order, context);
     }
@@ -48,8 +49,10 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("starting: {error}")))?;
-    let chosen = tokio.block_on(choose(order.runtime, order.image.is_some(), &context.env));
-    let chosen = chosen.map_err(|error| Failure::from_error(&error))?;
+    let needs = Needs { image: order.image.as_deref(), agent: order.agent };
+    let chosen = tokio.block_on(choose(order.runtime, needs, &context.env));
+    let (chosen, image) = chosen.map_err(|error| Failure::from_error(&error))?;
+    order.image = image;
     for warning in &order.warnings {
         print::note(&format!("Warning: {warning}"));
     }

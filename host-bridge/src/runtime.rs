@@ -169,6 +169,8 @@ pub(crate) enum RuntimeError {
     NoCommand,
     #[error("no image is named for the {0} runtime")]
     NoImage(&'static str),
+    #[error("the process runtime has no images")]
+    NoEngine,
     #[error(transparent)]
     Engine(#[from] docker::EngineError),
     #[error("{doing}")]
@@ -200,8 +202,10 @@ impl Hint for RuntimeError {
             }
             Self::NoCommand => Some("give one after --, or 'command:' in moat.yaml".into()),
             Self::NoImage(_) => {
-                Some("name one: --image NAME, or 'image:' in moat.yaml; or use --runtime process".into())
+                Some("name one: --image NAME, or 'image:' in moat.yaml; build moat's own: moat image build (base for `moat run`, claude, \
+                      codex, gemini); or use --runtime process".into())
             }
+            Self::NoEngine => Some("use --runtime docker or podman".into()),
             Self::Engine(error) => error.hint(),
             Self::Refused { hint, .. } => hint.as_deref().map(Cow::from),
             Self::NoSidecar(error) => error.hint(),

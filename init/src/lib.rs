@@ -11,6 +11,7 @@ mod agents;
 mod closed_image;
 mod environ;
 mod escalate;
+pub mod exec;
 mod files;
 mod image_user;
 mod pid1;
@@ -66,8 +67,10 @@ fn boot(startup: Startup) -> Result<u8, BootError> {
     if plan.terminal {
         terminal::adopt().map_err(BootError::Terminal)?;
     }
+    // Outside of a sandbox (tests) the name would not be this run's own.
+    let door = pid1::is_pid_1().then(exec::Door::open).transpose().map_err(BootError::Process)?;
     let relay = relay::Relay::bind(&plan, identity)?;
-    let mut pid1 = pid1::Pid1::new(&plan, relay, signals);
+    let mut pid1 = pid1::Pid1::new(&plan, relay, signals, door);
     let code = pid1.run().map_err(BootError::Loop);
     if pid1.has_put_files_in() {
         match files::take_out(&plan) {

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moat_shared::{exit, plan::Plan};
+use moat_shared::{exec::Told, exit, plan::Plan};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -21,7 +21,9 @@ use nix::{
 };
 
 use crate::{
-    environ, files,
+    environ,
+    exec::{self, Door},
+    files,
     relay::{self, Relay},
     say,
     spawn::{self, Program, Session},
@@ -53,6 +55,8 @@ pub(crate) struct Pid1<'a> {
     main: Option<Pid>,
     timers: BTreeMap<Timer, Instant>,
     files_are_in: bool,
+    /// Where further commands come from.
+    door: Option<Door>,
 }
 
 /// What an action led to.
@@ -63,9 +67,10 @@ enum Outcome {
 }
 
 impl<'a> Pid1<'a> {
-    pub(crate) fn new(plan: &'a Plan, relay: Relay, signals: SignalFd) -> Self {
+    pub(crate) fn new(plan: &'a Plan, relay: Relay, signals: SignalFd, door: Option<Door>) -> Self {
         let supervisor = Supervisor::new(plan);
-        Self { plan, supervisor, relay, signals, main: None, timers: BTreeMap::new(), files_are_in: false }
+        let timers = BTreeMap::new();
+        Self { plan, supervisor, relay, signals, main: None, timers, files_are_in: false, door }
     }
 
     /// Runs to the end and returns the exit code.
@@ -214,17 +219,25 @@ impl<'a> Pid1<'a> {
     }
 
     fn poll(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
-        let (ready, stderr) = {
+        let (ready, stderr, asked) = {
             let optional = [self.relay.ready_fd(), self.relay.stderr_fd()];
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             fds.extend(optional.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)));
+            let own = fds.len();
+            let door = self.door.as_ref().map(Door::descriptors).unwrap_or_default();
+            fds.extend(door.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)));
             match poll(&mut fds, self.patience()) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            let asked = fds.iter().skip(own).any(|fd| fd.any().unwrap_or(false));
             let mut woken = fds.iter().skip(1).map(|fd| fd.any().unwrap_or(false));
-            optional.map(|fd| fd.is_some() && woken.next().unwrap_or(false)).into()
+            let [ready, stderr] = optional.map(|fd| fd.is_some() && woken.next().unwrap_or(false));
+            (ready, stderr, asked)
         };
+        if asked {
+            self.answer_the_door()?;
+        }
         if stderr {
             self.relay.read_stderr(self.supervisor.agent_has_the_terminal());
         }
@@ -233,6 +246,43 @@ impl<'a> Pid1<'a> {
         }
         while let Some(signal) = self.signals.read_signal()? {
             events.push(Event::Signal(i32::try_from(signal.ssi_signo).unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    /// Further commands, beside the agent and as the agent.
+    fn answer_the_door(&mut self) -> io::Result<()> {
+        let Some(door) = &mut self.door else { return Ok(()) };
+        let news = door.look();
+        for group in news.abandoned {
+            for signal in [libc::SIGHUP, libc::SIGCONT] {
+                sys::kill(Pid::from_raw(-group.as_raw()), signal)?;
+            }
+        }
+        for asked in news.asked {
+            if !self.supervisor.agent_has_the_terminal() || self.supervisor.is_sweeping() {
+                asked.refuse("the run's program is not running");
+            } else if door.is_full() {
+                asked.refuse("too many commands run beside the agent already");
+            } else {
+                let (wish, from, descriptors) = asked.into_parts();
+                let started = spawn::start(&Program {
+                    argv: wish.argv,
+                    image: None,
+                    env: environ::of_agent(self.plan).into_iter().collect(),
+                    user: self.plan.user.ids,
+                    directory: &self.plan.directory,
+                    session: if wish.terminal { Session::Terminal } else { Session::Group },
+                    descriptors,
+                });
+                match started {
+                    Ok(pid) => door.started(from, pid),
+                    Err(error) => {
+                        let told = Told::Refused { code: error.exit_code(), text: error.to_string() };
+                        exec::tell(&from, &told);
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -259,7 +309,12 @@ impl<'a> Pid1<'a> {
                 }
                 Waited::Stopped(pid, signal) if Some(pid) == self.main => events.push(Event::Stopped(signal)),
                 Waited::Stopped(..) => {}
-                Waited::Ended(pid, ended) => events.push(Event::Ended(self.bury(pid), ended)),
+                Waited::Ended(pid, ended) => {
+                    if let Some(door) = &mut self.door {
+                        door.ended(pid, ended.exit_code());
+                    }
+                    events.push(Event::Ended(self.bury(pid), ended));
+                }
             }
         }
         Ok(events)

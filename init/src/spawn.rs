@@ -49,6 +49,8 @@ pub(crate) enum Session {
     Group,
     /// Its own process group, in the terminal's foreground.
     Foreground,
+    /// Its own session, with the terminal that it is given: a further command.
+    Terminal,
 }
 
 /// Why it did not start.
@@ -159,7 +161,7 @@ fn prepare(program: &Program<'_>) -> Result<(), (FailedStep, io::Error)> {
     let stdin = io::stdin();
     sys::default_signal_actions();
     match program.session {
-        Session::Own => {
+        Session::Own | Session::Terminal => {
             unistd::setsid().map_err(|error| (FailedStep::Session, error.into()))?;
         }
         Session::Group | Session::Foreground => {
@@ -171,8 +173,12 @@ fn prepare(program: &Program<'_>) -> Result<(), (FailedStep, io::Error)> {
         terminal::bring_to_foreground(stdin.as_fd(), unistd::getpid()).map_err(at(FailedStep::Terminal))?;
     }
     place(&program.descriptors).map_err(at(FailedStep::Descriptors))?;
+    if program.session == Session::Terminal {
+        sys::take_terminal(stdin.as_fd()).map_err(at(FailedStep::Terminal))?;
+    }
     if program.session != Session::Own {
-        terminal::hand_over(program.user, program.session == Session::Foreground);
+        let terminal = matches!(program.session, Session::Foreground | Session::Terminal);
+        terminal::hand_over(program.user, terminal);
         // Best effort: a kernel without an OOM killer's score has no OOM killer to steer either.
         let _unsteered = prefer_as_victim();
     }

@@ -2,13 +2,19 @@
 #![expect(unsafe_code, reason = "PID 1 forks, takes inherited descriptors and empties capability sets")]
 
 use std::{
-    io,
+    io::{self, IoSlice, IoSliceMut},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
 use libc::{c_int, c_ulong};
-use nix::unistd::Pid;
+use nix::{
+    sys::{
+        signal::{SigHandler, Signal},
+        socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    },
+    unistd::Pid,
+};
 
 use crate::supervise::Ended;
 
@@ -148,6 +154,53 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
 pub(crate) fn take_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the request takes an integer; the borrow keeps the descriptor open.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+}
+
+/// Sets a terminal's size.
+pub(crate) fn set_size(fd: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
+    let window = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize, which outlives the call; the borrow keeps the descriptor open.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, &raw const window) }).map(drop)
+}
+
+/// Gives the controlling terminal up, if it is one.
+pub(crate) fn let_go_of_terminal(fd: BorrowedFd<'_>) {
+    // SAFETY: the request takes no argument; the borrow keeps the descriptor open. Without one there is nothing to give up.
+    let _none = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCNOTTY) };
+}
+
+/// Sets what a signal does.
+pub(crate) fn act_on(signal: Signal, handler: SigHandler) -> io::Result<()> {
+    // SAFETY: only SIG_IGN and SIG_DFL are used in this crate, which run no code of ours.
+    unsafe { nix::sys::signal::signal(signal, handler) }?;
+    Ok(())
+}
+
+/// Sends one message and descriptors with it.
+pub(crate) fn send(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// Receives one message and the descriptors that came with it, without waiting.
+pub(crate) fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut room = nix::cmsg_space!([RawFd; 3]);
+    let mut slices = [IoSliceMut::new(into)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut room), flags)?;
+    let mut descriptors = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = part {
+            // SAFETY: the kernel has just made these descriptors for us.
+            descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+        }
+    }
+    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::other("the message is too long"));
+    }
+    Ok((message.bytes, descriptors))
 }
 
 /// Takes every capability out of the bounding and the ambient set. Needs CAP_SETPCAP where there is something to take.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod endpoint;
+pub mod exec;
 pub mod exit;
 pub mod grant;
 pub mod hello;

@@ -30,7 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// Where the fake model listens, in the sandbox.
 const MODEL: &str = "http://127.0.0.1:9000";
 /// What the agents are told of the model, and not to look for anything else.
-const ENVIRONMENT: [(&str, &str); 9] = [
+pub(crate) const ENVIRONMENT: [(&str, &str); 9] = [
     ("ANTHROPIC_BASE_URL", MODEL),
     ("ANTHROPIC_API_KEY", "k"),
     ("ENABLE_TOOL_SEARCH", "false"),
@@ -42,20 +42,20 @@ const ENVIRONMENT: [(&str, &str); 9] = [
     ("GEMINI_TELEMETRY_ENABLED", "false"),
 ];
 /// What the model does, in the words of a prompt.
-const PROMPT: &str = "please CALL vault,local,inner and tell what they said";
+pub(crate) const PROMPT: &str = "please CALL vault,local,inner and tell what they said";
 
 /// An installation with two servers, whose sandboxes have a model, and a server that each agent starts itself.
-struct Scene {
-    rig: Rig,
+pub(crate) struct Scene {
+    pub(crate) rig: Rig,
     /// Demands its credential.
-    vault: Upstream,
+    pub(crate) vault: Upstream,
     /// On this machine, open.
     local: Upstream,
-    secret: String,
+    pub(crate) secret: String,
 }
 
 impl Scene {
-    fn new() -> Outcome<Self> {
+    pub(crate) fn new() -> Outcome<Self> {
         Self::with("", "")
     }
 
@@ -123,7 +123,7 @@ fn agent(scene: &Scene, before: &[&str], more_env: &[(&str, &str)], after: &[&st
 }
 
 /// What an agent needs to be told on its command line.
-fn own_arguments(agent: &str) -> Vec<&'static str> {
+pub(crate) fn own_arguments(agent: &str) -> Vec<&'static str> {
     match agent {
         "codex" => vec![
             "-c",
@@ -220,7 +220,7 @@ fn notes(scene: &Scene) -> Outcome<Vec<Value>> {
 }
 
 /// A new release of an agent that asks its model for something else is to be noticed.
-fn nothing_unknown(scene: &Scene) -> Outcome {
+pub(crate) fn nothing_unknown(scene: &Scene) -> Outcome {
     let notes = notes(scene)?;
     ensure(!notes.is_empty(), || "the model was not asked".to_owned())?;
     let unknown: Vec<String> =

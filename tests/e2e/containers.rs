@@ -8,6 +8,7 @@ use moat_tests::{
     clock::eventually,
     engine::IMAGE,
     parts::Part,
+    place::Place,
     rig::{PATIENCE, Rig},
     trouble::ensure,
 };
@@ -32,6 +33,11 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("an_image_that_is_not_there", ENGINE, an_image_that_is_not_there),
     Test::new("removed_by_hand", ENGINE, removed_by_hand),
     Test::new("the_command_is_killed", ENGINE, the_command_is_killed),
+    Test::new(
+        "what_is_made_of_a_committed_container_is_not_ours",
+        ENGINE,
+        what_is_made_of_a_committed_container,
+    ),
     Test::new("the_engine_goes_away_for_a_moment", ENGINE, the_engine_goes_away_for_a_moment),
 ];
 
@@ -227,6 +233,45 @@ fn the_command_is_killed() -> Outcome {
     eventually("the run is unregistered", PATIENCE, || status(&rig).ok().filter(|s| runs_of(s) == 0))?;
     let listed = rig.run(&["list"])?.expect_code(0)?;
     ensure(listed.out.contains("failed"), || listed.out)
+}
+
+/// An image that was committed from a container of ours has its labels.
+fn what_is_made_of_a_committed_container() -> Outcome {
+    let rig = Rig::new()?;
+    rig.config("")?;
+    let (mut child, id) = sleeping(&rig)?;
+    let engine = rig.engine()?;
+    let committed = if Place::here() == Place::Docker {
+        engine.client(&["commit", "--pause=false", &id, "moat-test:committed"])?.expect_code(0).map(|_| ())
+    } else {
+        // Docker's client and podman's socket do not agree on how to commit. The labels are what it is about.
+        let labels = engine.client(&[
+            "inspect",
+            "-f",
+            "{{range $k, $v := .Config.Labels}}LABEL {{$k}}={{$v}}\n{{end}}",
+            &id,
+        ])?;
+        engine.build("moat-test:committed", &labels.out.replace("\\n", "\n"))
+    };
+    let user_s = ["run", "-d", "--name", "a-users-own", "--network", "none", "--entrypoint", "/bin/sleep"];
+    let made = engine.client(&[&user_s[..], &["moat-test:committed", "600"]].concat())?;
+    let checked = (|| {
+        committed?;
+        let theirs = made.expect_code(0)?.out.trim().to_owned();
+        let labels = engine.client(&["inspect", "-f", "{{json .Config.Labels}}", &theirs])?.out;
+        ensure(labels.contains("dev.moat.holder"), || format!("the labels were not kept: {labels}"))?;
+        child.kill()?;
+        child.wait()?;
+        eventually("the bridge removes its own", PATIENCE, || {
+            (!engine.client(&["ps", "-aq", "--no-trunc"]).ok()?.out.contains(&id)).then_some(())
+        })?;
+        let running = engine.client(&["inspect", "-f", "{{.State.Running}}", &theirs])?.expect_code(0)?;
+        ensure(running.out.trim() == "true", || "the user's own container was ended".to_owned())
+    })();
+    let _ended_already = (child.kill(), child.wait());
+    engine.client(&["rm", "-f", "a-users-own"])?;
+    eventually("the bridge has removed its own", PATIENCE, || rig.containers().is_empty().then_some(()))?;
+    checked
 }
 
 /// The engine stops answering, and answers again: the run is where it was.

@@ -35,7 +35,9 @@ fn detach(rig: &Rig, command: &[&str]) -> Outcome<String> {
     let mark = format!("RIG={}", rig.mark());
     let ran = rig.run(&[&["run", "-d", &workspace, "-e", &mark, "--"], command].concat())?.expect_code(0)?;
     let id = ran.out.trim().to_owned();
-    ensure(id.starts_with("run_") && ran.err.contains(&id) && ran.err.contains("Started"), || format!("{ran:?}"))?;
+    ensure(id.starts_with("run_") && ran.err.contains(&id) && ran.err.contains("Started"), || {
+        format!("{ran:?}")
+    })?;
     Ok(id)
 }
 
@@ -68,7 +70,8 @@ fn returns_and_goes_on_to_its_end() -> Outcome {
     let rig = Rig::new()?;
     rig.config("env: {A: b}\n")?;
     // It reads nothing, prints, and ends when it is told to, long after the command has returned.
-    let script = "cat; echo first; echo second >&2; while [ ! -e go ]; do sleep 0.05; done; echo last; exit 7";
+    let script =
+        "cat; echo first; echo second >&2; while [ ! -e go ]; do sleep 0.05; done; echo last; exit 7";
     let id = detach(&rig, &["sh", "-c", script])?;
     let run = until_state(&rig, &id, "running")?;
     ensure(run["exit_code"].is_null() && run["interactive"] == false, || run.to_string())?;
@@ -80,7 +83,9 @@ fn returns_and_goes_on_to_its_end() -> Outcome {
     })?;
     std::fs::write(rig.workspace().join("go"), "")?;
     let followed = Ran::from(follow.wait_with_output()?).expect_code(0)?;
-    ensure(followed.out.contains("first") && followed.out.trim_end().ends_with("last"), || format!("{followed:?}"))?;
+    ensure(followed.out.contains("first") && followed.out.trim_end().ends_with("last"), || {
+        format!("{followed:?}")
+    })?;
     let one = rig.run(&["logs", "-n", "1", &id])?.expect_code(0)?;
     ensure(one.out.lines().count() == 1 && one.out.contains("last"), || format!("{one:?}"))?;
     let run = until_state(&rig, &id, "stopped")?;
@@ -108,11 +113,14 @@ fn outlives_a_bridge_and_is_stopped() -> Outcome {
     ensure(after != before, || "the same bridge".to_owned())?;
     let run = listed(rig, &id)?;
     ensure(run["state"] == "running", || run.to_string())?;
-    let count = || rig.run(&["logs", "-n", "100000", &id]).map(|ran| ran.out.lines().count()).unwrap_or_default();
+    let count =
+        || rig.run(&["logs", "-n", "100000", &id]).map(|ran| ran.out.lines().count()).unwrap_or_default();
     let so_far = count();
     eventually("it goes on printing", PATIENCE, || (count() > so_far).then_some(()))?;
     let stopped = rig.run(&["stop", &id])?.expect_code(0)?;
-    ensure(format!("{}{}", stopped.out, stopped.err).contains(&format!("Run {id} stopped")), || format!("{stopped:?}"))?;
+    ensure(format!("{}{}", stopped.out, stopped.err).contains(&format!("Run {id} stopped")), || {
+        format!("{stopped:?}")
+    })?;
     let run = listed(rig, &id)?;
     ensure(run["state"] == "stopped" && run["exit_code"] == 4, || run.to_string())?;
     let last = rig.run(&["logs", "-n", "2", &id])?;

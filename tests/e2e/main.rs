@@ -14,8 +14,10 @@ mod eras;
 mod faults;
 mod files;
 mod fixtures;
+mod further;
 mod hangs;
 mod house;
+mod images;
 mod injection;
 mod keep_alive;
 mod matrix;
@@ -115,7 +117,7 @@ const PROCESS_ONLY: [&str; 14] = [
 /// Where this test is run.
 fn places(name: &str, test: &Test) -> Vec<Place> {
     // A container's own properties, in each engine.
-    if name.starts_with("containers::") {
+    if name.starts_with("containers::") || name.starts_with("images::") {
         return vec![Place::Docker, Place::Podman];
     }
     let everywhere =
@@ -157,8 +159,10 @@ fn main() -> ExitCode {
         ("sandbox", sandbox::TESTS),
         ("network", network::TESTS),
         ("detached", detached::TESTS),
+        ("further", further::TESTS),
         ("containers", containers::TESTS),
         ("agents", agents::TESTS),
+        ("images", images::TESTS),
     ];
     let mut here = Parts::default();
     let (mut trials, mut last) = (Vec::new(), Vec::new());

@@ -101,7 +101,13 @@ fn the_host_is_read_only() -> Outcome {
 
 /// Runs `moat run` under a real terminal, made by script(1), and types `input`.
 fn on_a_terminal(rig: &Rig, inner: &str, input: &[u8], when: &str) -> Outcome<Ran> {
-    let moat = rig.moat(&["run", &rig.workspace().to_string_lossy(), "--", "bash", "-c", inner])?;
+    let workspace = rig.workspace().to_string_lossy();
+    typed(rig, &["run", &workspace, "--", "bash", "-c", inner], &[(input, when)])
+}
+
+/// Runs `moat` under a real terminal, made by script(1), and types each input when its text is shown.
+pub(crate) fn typed(rig: &Rig, arguments: &[&str], inputs: &[(&[u8], &str)]) -> Outcome<Ran> {
+    let moat = rig.moat(arguments)?;
     let words = std::iter::once(moat.get_program()).chain(moat.get_args());
     let quoted: Vec<String> =
         words.map(|w| format!("'{}'", w.to_string_lossy().replace('\'', "'\\''"))).collect();
@@ -122,13 +128,18 @@ fn on_a_terminal(rig: &Rig, inner: &str, input: &[u8], when: &str) -> Outcome<Ra
         .spawn()?;
     let printed =
         || fs::read(&output).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    if !input.is_empty() {
-        eventually(&format!("the terminal shows {when}"), PATIENCE, || {
-            printed().contains(when).then_some(())
-        })?;
-    }
     let mut stdin = child.stdin.take().ok_or_else(|| Trouble::new("no stdin"))?;
-    std::io::Write::write_all(&mut stdin, input)?;
+    for (input, when) in inputs {
+        let shown = eventually(&format!("the terminal shows {when}"), PATIENCE, || {
+            printed().contains(when).then_some(())
+        });
+        if let Err(trouble) = shown {
+            child.kill()?;
+            child.wait()?;
+            return Err(Trouble::new(format!("{trouble}\n{}", printed())));
+        }
+        std::io::Write::write_all(&mut stdin, input)?;
+    }
     let ended = eventually("the terminal's program ends", PATIENCE, || child.try_wait().ok().flatten());
     if ended.is_err() {
         child.kill()?;

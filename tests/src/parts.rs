@@ -48,6 +48,8 @@ pub enum Part {
     Pasta,
     /// Claude Code, Codex and Gemini CLI, and a Node that runs them.
     Agents,
+    /// A Debian to make images on.
+    Debian,
 }
 
 impl Part {
@@ -74,6 +76,7 @@ impl Part {
             Self::Docker => "dockerd, docker, busybox-static, ip, and root",
             Self::Podman => "podman, docker, busybox-static, and root",
             Self::Pasta => "pasta (package passt), ip, /dev/net/tun, and root",
+            Self::Debian => "a debootstrapped Debian (see .ci/run)",
             Self::Agents => "claude, codex, gemini and node 22 (see .ci/run)",
         }
     }
@@ -111,6 +114,7 @@ impl Part {
                     && succeeds(Command::new("pasta").arg("--version"))
                     && succeeds(Command::new("ip").arg("-V"))
             }
+            Self::Debian => debian().is_some(),
             Self::Agents => agents().is_some() && node22().is_some(),
         }
     }
@@ -170,6 +174,12 @@ pub fn agents() -> Option<PathBuf> {
     let modules = crate::rig::target_directory()?.join("clients/agents/node_modules");
     let all = ["claude", "codex", "gemini"].iter().all(|agent| modules.join(".bin").join(agent).exists());
     all.then_some(modules)
+}
+
+/// The root file system that `.ci/run` makes: `target/clients/debian/root.tar`.
+#[must_use]
+pub fn debian() -> Option<PathBuf> {
+    existing(crate::rig::target_directory()?.join("clients/debian/root.tar"))
 }
 
 /// The modules of the authorization server: `target/clients/oidc/node_modules`.

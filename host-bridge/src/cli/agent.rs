@@ -56,8 +56,11 @@ impl Args {
             ..self.shared.request()?
         };
         if request.detached && says_nothing {
-            return Err(Failure::new(format!("{} has no terminal in a detached run, and nothing to do", agent.name()))
-                .with_hint("Give it a prompt: -d -p PROMPT"));
+            return Err(Failure::new(format!(
+                "{} has no terminal in a detached run, and nothing to do",
+                agent.name()
+            ))
+            .with_hint("Give it a prompt: -d -p PROMPT"));
         }
         run::start(request, context)
     }

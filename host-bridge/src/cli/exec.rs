@@ -1,11 +1,14 @@
-//! `moat exec <run> -- cmd...`: refused until a runtime can start a second command in a running sandbox.
-//!
-//! What would run there must get everything that keeps the agent in (namespaces, user, system call filter), so this
-//! says no rather than do half of it.
+//! `moat exec <run> -- cmd...`: a further command in a running sandbox, as the agent. See [`crate::run::exec`].
 
-use super::{Context, Failure, Outcome, pick};
+use super::{Context, Outcome, pick, print};
+use crate::run;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  moat exec brave-otter -- sh          a shell beside the agent, as the agent
+  moat exec run_a1 -- git status       the exit code is the command's
+  echo hi | moat exec run_a1 -- cat")]
 pub(crate) struct Args {
     /// A run's id, the beginning of one, or its name
     #[arg(value_name = "RUN")]
@@ -17,12 +20,11 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self, context: &Context) -> Outcome {
-        let run = pick::one(context, Some(&self.run))?;
-        let program = self.command.first().map(String::as_str).unwrap_or_default();
-        Err(Failure::new(format!(
-            "{program} was not started in {}: exec is not supported yet on the process runtime",
-            run.id
-        ))
-        .with_hint("Start a shell as the run's command instead: moat run <workspace> -- sh"))
+        let record = pick::one(context, Some(&self.run))?;
+        if context.global.dry_run {
+            print::note(&format!("Would start {} in {}", self.command.join(" "), record.id));
+            return Ok(moat_shared::exit::OK);
+        }
+        run::exec::exec(&record, &self.command, context)
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     /// The run's name
     #[arg(short, long)]
     name: Option<RunName>,
-    /// What drives the sandbox: process, docker or podman [default: docker where an image is named, else process]
+    /// What drives the sandbox: process, docker or podman [default: docker where an image is named or moat's own of the agent is there, else process]
     #[arg(long, env = "MOAT_RUNTIME", hide_env_values = true, value_name = "NAME")]
     runtime: Option<String>,
     /// The container's image
@@ -85,7 +85,7 @@ impl Shared {
             super::print::note("Note: --keep changes nothing: nothing of a sandbox is left");
         }
         if self.rebuild {
-            super::print::note("Note: --rebuild changes nothing: moat builds no images");
+            super::print::note("Note: --rebuild changes nothing: moat image build does that");
         }
         Ok(Request {
             grants: self.grants,

@@ -35,20 +35,20 @@ pub(crate) struct Attached {
     notes: Option<Mutex<Stream>>,
 }
 
-/// Connects the sandbox with this process's stdin, stdout and stderr.
-pub(crate) fn attach(io: Io, log: &Log) -> io::Result<Attached> {
+/// Connects the sandbox with this process's stdin, stdout and stderr, and with a log if there is one.
+pub(crate) fn attach(io: Io, log: Option<&Log>) -> io::Result<Attached> {
     match io {
         Io::Terminal { bytes, window } => {
             let raw = Raw::enter()?;
             input(bytes.try_clone()?)?;
-            let outputs = vec![output(bytes, io::stdout(), log.stream())?];
+            let outputs = vec![output(bytes, io::stdout(), log.map(Log::stream))?];
             Ok(Attached { terminal: Some((raw, window)), outputs, notes: None })
         }
         Io::Pipes { stdin, stdout, stderr } => {
             input(stdin)?;
             let outputs = vec![
-                output(stdout, io::stdout(), log.stream())?,
-                output(stderr, io::stderr(), log.stream())?,
+                output(stdout, io::stdout(), log.map(Log::stream))?,
+                output(stderr, io::stderr(), log.map(Log::stream))?,
             ];
             Ok(Attached { terminal: None, outputs, notes: None })
         }
@@ -58,10 +58,13 @@ pub(crate) fn attach(io: Io, log: &Log) -> io::Result<Attached> {
 /// Connects the sandbox with its log alone: its stdin has ended.
 pub(crate) fn to_log(io: Io, log: &Log) -> io::Result<Attached> {
     let outputs = match io {
-        Io::Terminal { bytes, .. } => vec![output(bytes, io::sink(), log.stream())?],
+        Io::Terminal { bytes, .. } => vec![output(bytes, io::sink(), Some(log.stream()))?],
         Io::Pipes { stdin, stdout, stderr } => {
             drop(stdin);
-            vec![output(stdout, io::sink(), log.stream())?, output(stderr, io::sink(), log.stream())?]
+            vec![
+                output(stdout, io::sink(), Some(log.stream()))?,
+                output(stderr, io::sink(), Some(log.stream()))?,
+            ]
         }
     };
     Ok(Attached { terminal: None, outputs, notes: Some(Mutex::new(log.stream())) })
@@ -71,7 +74,8 @@ impl Attached {
     /// Tells the user something beside what the sandbox prints.
     pub(crate) fn note(&self, text: &str) {
         let Some(notes) = &self.notes else { return print::note(&self.line(text)) };
-        let written = notes.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{text}\n").as_bytes());
+        let written =
+            notes.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{text}\n").as_bytes());
         if let Err(error) = written {
             tracing::error!("a note was not written to the log: {error}");
         }
@@ -113,12 +117,12 @@ fn input(mut to: File) -> io::Result<()> {
 fn output<W: Write + Send + 'static>(
     mut from: File,
     mut to: W,
-    mut log: Stream,
+    mut log: Option<Stream>,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (ended, end) = oneshot::channel();
     let copy = move || {
         let copied = copy_each(&mut from, |piece| {
-            if let Err(error) = log.push(piece) {
+            if let Some(Err(error)) = log.as_mut().map(|log| log.push(piece)) {
                 tracing::error!("output was not written to the log: {error}");
             }
             to.write_all(piece).and_then(|()| to.flush())

@@ -42,6 +42,9 @@ pub(crate) struct Metadata {
     /// What the runtime calls the sandbox; for the process runtime the pid of its first process.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) container_id: String,
+    /// The socket of the engine that has the container.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) engine: String,
     pub(crate) state: State,
     #[serde(default)]
     pub(crate) interactive: bool,
@@ -152,6 +155,7 @@ impl Metadata {
             agent: String::new(),
             image: String::new(),
             container_id: String::new(),
+            engine: String::new(),
             state: State::Starting,
             interactive: false,
             created_at: now,

@@ -125,7 +125,20 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
         settings.warnings.iter().chain(&config.warnings).map(ToString::to_string).collect();
     warnings.extend(exposed_home(&workspace, context.env.user_home().as_deref()));
     let Request { agent, confirm, detached, .. } = request;
-    Ok(Order { name, workspace, runtime, agent, command, image, confirm, detached, env, mounts, config, warnings })
+    Ok(Order {
+        name,
+        workspace,
+        runtime,
+        agent,
+        command,
+        image,
+        confirm,
+        detached,
+        env,
+        mounts,
+        config,
+        warnings,
+    })
 }
 
 fn workspace(path: &Path) -> Result<PathBuf, OrderError> {

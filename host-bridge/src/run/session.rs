@@ -7,7 +7,11 @@
 //!     └──────────┴────────────┴── interrupted: nothing is left
 //! ```
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use moat_shared::{
@@ -78,12 +82,12 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
     // The sandbox comes into being while the run is registered. Nothing happens in it before PID 1 is told what.
     let built = created.build().map_err(|error| Failure::from_error(&error))?;
     let Some((client, id, identity)) =
-        register(&order, runtime.name(), engine, context, &mut signals).await?
+        register(&order, runtime.name(), engine.clone(), context, &mut signals).await?
     else {
         return Ok(exit::from_signal(INTERRUPTED));
     };
     let session = Session { order, context, client, id, interactive: size.is_some() };
-    let mut record = match session.record(runtime.name()) {
+    let mut record = match session.record(runtime.name(), engine.as_deref()) {
         Ok(record) => record,
         Err(failure) => {
             session.unregister().await;
@@ -225,7 +229,7 @@ impl Session<'_> {
         }
     }
 
-    fn record(&self, runtime: &str) -> Result<Record, Failure> {
+    fn record(&self, runtime: &str, engine: Option<&Path>) -> Result<Record, Failure> {
         let order = &self.order;
         let now = Timestamp::now();
         let mut metadata =
@@ -235,6 +239,7 @@ impl Session<'_> {
         let agent = order.agent.map(|agent| agent.name().to_owned());
         metadata.agent = agent.or_else(|| order.config.agent.clone()).unwrap_or_default();
         metadata.interactive = self.interactive;
+        metadata.engine = engine.map(|socket| socket.display().to_string()).unwrap_or_default();
         if runtime != RuntimeName::Process.as_str() {
             metadata.image = order.image.clone().unwrap_or_default();
         }
@@ -270,7 +275,8 @@ impl Session<'_> {
         }
         let failed = |error| Failure::new(format!("attaching to the sandbox: {error}"));
         let log = Log::open(&home.logs(&self.id)).map_err(failed)?;
-        let attached = if detached { attach::to_log(io, &log) } else { attach(io, &log) }.map_err(failed)?;
+        let attached =
+            if detached { attach::to_log(io, &log) } else { attach(io, Some(&log)) }.map_err(failed)?;
         if detached {
             // Whoever interrupts the command before it has returned wants no run.
             detach::report(&self.id, &self.order.name.to_string())

@@ -1,8 +1,12 @@
 //! Which runtime: the one that was asked for, else what is there.
 
+use std::time::Duration;
+
+use moat_shared::plan::Agent;
+
 use super::{
     RuntimeError,
-    docker::{Engine, engine::Kind},
+    docker::{Engine, build, engine::Kind},
 };
 use crate::{config::RuntimeName, env::Environment};
 
@@ -23,22 +27,67 @@ impl Chosen {
     }
 }
 
-/// What was asked for; else Docker where an image is named, and namespaces where none is.
+/// What a run needs of its runtime.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs<'a> {
+    /// The image that is named.
+    pub(crate) image: Option<&'a str>,
+    /// The agent whose verb it is.
+    pub(crate) agent: Option<Agent>,
+}
+
+/// What was asked for, with the image that is named, else moat's own for the verb. Where nothing was asked for: Docker where an
+/// image is named, or where it answers and has moat's own image of the agent; else namespaces.
 pub(crate) async fn choose(
     wanted: Option<RuntimeName>,
-    names_image: bool,
+    needs: Needs<'_>,
     env: &Environment,
-) -> Result<Chosen, RuntimeError> {
-    match wanted {
-        Some(RuntimeName::Process) => Ok(Chosen::Process),
-        Some(RuntimeName::Docker) => Ok(Chosen::Engine(Kind::Docker.find(env).await?)),
-        Some(RuntimeName::Podman) => Ok(Chosen::Engine(Kind::Podman.find(env).await?)),
-        Some(other @ RuntimeName::Apple) => Err(RuntimeError::NotYet(other.as_str().to_owned())),
+) -> Result<(Chosen, Option<String>), RuntimeError> {
+    let named = needs.image.map(str::to_owned);
+    let engine = match wanted {
+        Some(RuntimeName::Process) => return Ok((Chosen::Process, named)),
+        Some(RuntimeName::Docker) => Kind::Docker.find(env).await?,
+        Some(RuntimeName::Podman) => Kind::Podman.find(env).await?,
+        Some(other @ RuntimeName::Apple) => return Err(RuntimeError::NotYet(other.as_str().to_owned())),
         // An image that nothing can start must not be ignored.
-        None if names_image => Ok(Chosen::Engine(Kind::Docker.find(env).await?)),
-        None => Ok(Chosen::Process),
+        None if named.is_some() => Kind::Docker.find(env).await?,
+        None => return Ok(by_itself(needs.agent, env).await),
+    };
+    if named.is_some() {
+        return Ok((Chosen::Engine(engine), named));
+    }
+    let own = needs.agent.map_or(build::Kind::Base, build::Kind::Of).image();
+    let own = build::id_of(&engine, &own).await?.map(|_| own);
+    Ok((Chosen::Engine(engine), own))
+}
+
+/// Nobody waits for an engine that was not asked for.
+async fn by_itself(agent: Option<Agent>, env: &Environment) -> (Chosen, Option<String>) {
+    let looking = async {
+        let own = build::Kind::Of(agent?).image();
+        let engine = Kind::Docker.find(env).await.ok()?;
+        build::id_of(&engine, &own).await.ok()??;
+        Some((Chosen::Engine(engine), Some(own)))
+    };
+    tokio::time::timeout(A_GLANCE, looking).await.ok().flatten().unwrap_or((Chosen::Process, None))
+}
+
+/// An engine: the one that is asked for, else the first that answers.
+pub(crate) async fn engine(wanted: Option<RuntimeName>, env: &Environment) -> Result<Engine, RuntimeError> {
+    match wanted {
+        Some(RuntimeName::Docker) => Ok(Kind::Docker.find(env).await?),
+        Some(RuntimeName::Podman) => Ok(Kind::Podman.find(env).await?),
+        Some(RuntimeName::Process) => Err(RuntimeError::NoEngine),
+        Some(other @ RuntimeName::Apple) => Err(RuntimeError::NotYet(other.as_str().to_owned())),
+        None => match Kind::Docker.find(env).await {
+            Ok(engine) => Ok(engine),
+            Err(first) => Kind::Podman.find(env).await.map_err(|_| first.into()),
+        },
     }
 }
+
+/// How long an engine is looked at that was not asked for.
+const A_GLANCE: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -47,9 +96,15 @@ mod tests {
     #[tokio::test]
     async fn an_engine_that_was_named_must_answer() {
         let env = Environment::from([("DOCKER_HOST", "unix:///nonexistent/docker.sock")]);
-        assert!(choose(None, true, &env).await.is_err());
-        assert!(choose(Some(RuntimeName::Docker), false, &env).await.is_err());
-        assert_eq!(choose(None, false, &env).await.unwrap().name(), "process");
-        assert_eq!(choose(Some(RuntimeName::Process), true, &env).await.unwrap().name(), "process");
+        let (image, agent) = (Some("x"), Some(Agent::Claude));
+        let name = async |wanted, image, agent| {
+            choose(wanted, Needs { image, agent }, &env).await.map(|(chosen, _)| chosen.name()).ok()
+        };
+        assert_eq!(name(None, image, None).await, None);
+        assert_eq!(name(Some(RuntimeName::Docker), None, agent).await, None);
+        assert_eq!(name(None, None, None).await, Some("process"));
+        assert_eq!(name(None, None, agent).await, Some("process"), "nobody answers who could have its image");
+        assert_eq!(name(Some(RuntimeName::Process), image, agent).await, Some("process"));
+        assert!(engine(None, &env).await.is_err() && engine(Some(RuntimeName::Process), &env).await.is_err());
     }
 }

@@ -10,8 +10,10 @@
 //! requests that must be byte-exact, [`stream`] what comes and goes while it runs, [`removal`] that nothing is left.
 
 mod archive;
+pub(crate) mod build;
 mod container;
 pub(crate) mod engine;
+pub(crate) mod exec;
 mod image;
 mod raw;
 pub(crate) mod removal;
@@ -41,7 +43,11 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::{image::Image, removal::Removal, stream::Stream};
+use self::{
+    image::Image,
+    removal::Removal,
+    stream::{Of, Stream},
+};
 use super::{Io, Order, Runtime, RuntimeError, Size, View, Window};
 use crate::{config::NetworkMode, home::Home};
 
@@ -200,7 +206,8 @@ impl super::Built for Building {
         let (told, ended) = watch::channel(None);
         let mut tasks = JoinSet::new();
         tasks.spawn(watch_end(engine.clone(), id.clone(), waiting, told));
-        let stream = Stream { engine: engine.clone(), id: id.clone(), ended: ended.clone() };
+        let stream =
+            Stream { engine: engine.clone(), id: id.clone(), ended: ended.clone(), of: Of::Container };
         let io = match terminal {
             Some(size) => {
                 // Before the program can look how large it is.

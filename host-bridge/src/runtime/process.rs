@@ -5,6 +5,7 @@
 //! [`seccomp`] what may not be asked of the kernel, [`network`] the way out where one is wanted.
 
 mod builder;
+mod enter;
 mod etc;
 mod hide;
 mod idmap;
@@ -51,6 +52,7 @@ use crate::{config::NetworkMode, env::Environment, home::Home};
 use self::sys::set_size;
 pub(crate) use self::{
     builder::{Descriptors, main as build},
+    enter::{Entering, main as join},
     sys::{Size, size},
 };
 
@@ -257,6 +259,33 @@ impl super::Built for Building {
         told?;
         Ok((running, io))
     }
+}
+
+/// Has PID 1 of the sandbox with this builder start a further command.
+pub(crate) async fn enter(
+    builder: &str,
+    command: &[String],
+    size: Option<Size>,
+) -> Result<(Running, Io), RuntimeError> {
+    let (status, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(failed("making a socket pair"))?;
+    let (alive_end, alive) = io::pipe().map_err(failed("making a pipe"))?;
+    let mut asking = tokio::process::Command::new("/proc/self/exe");
+    asking.arg0("moat").arg("__enter").kill_on_drop(true).env_clear();
+    asking.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    for (flag, fd) in [("--status-fd", theirs.as_fd()), ("--alive-fd", alive_end.as_fd())] {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map_err(failed("handing over descriptors"))?;
+        asking.arg(flag).arg(fd.as_raw_fd().to_string());
+    }
+    asking.arg("--builder").arg(builder).env("MOAT_HOME", "/");
+    if let Some(Size { rows, columns }) = size {
+        asking.arg("--rows").arg(rows.to_string()).arg("--columns").arg(columns.to_string());
+    }
+    let child = asking.arg("--").args(command).spawn().map_err(failed("joining the sandbox"))?;
+    drop((theirs, alive_end));
+    let mut running = Running { builder: child, _alive: alive };
+    let io = running.reported(status).await?;
+    Ok((running, io))
 }
 
 /// Writes the plan and the run's key into the pipe that PID 1 reads to its end.

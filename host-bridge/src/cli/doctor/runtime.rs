@@ -2,12 +2,14 @@
 
 use std::{fs, path::Path};
 
+use moat_shared::plan::Agent;
+
 use super::{Report, Section};
 use crate::{
     env::Environment,
     runtime::{
-        choose::choose,
-        docker::{EngineError, engine::Kind},
+        choose::{Needs, choose},
+        docker::{EngineError, build, engine::Kind},
         process::Process,
     },
 };
@@ -84,10 +86,29 @@ pub(super) async fn engines(env: &Environment, report: &mut Report) {
             }
         }
     }
-    for (names_image, what) in [(false, "a run that names no image"), (true, "a run that names an image")] {
-        match choose(None, names_image, env).await {
-            Ok(chosen) => report.ok(HERE, format!("{what} gets {}", chosen.name())),
+    defaults(env, report).await;
+}
+
+/// What a run gets that asks for no runtime, and why.
+async fn defaults(env: &Environment, report: &mut Report) {
+    for (image, what) in [(None, "a run that names no image"), (Some("any"), "a run that names an image")] {
+        match choose(None, Needs { image, agent: None }, env).await {
+            Ok((chosen, _)) => report.ok(HERE, format!("{what} gets {}", chosen.name())),
             Err(_) => report.ok(HERE, format!("{what} cannot start: it needs a container engine")),
+        };
+    }
+    for agent in Agent::ALL {
+        let verb = agent.name();
+        let own = build::Kind::Of(agent).image();
+        match choose(None, Needs { image: None, agent: Some(agent) }, env).await {
+            Ok((chosen, Some(image))) => {
+                report.ok(HERE, format!("moat {verb} gets {} with {image}", chosen.name()))
+            }
+            Ok((chosen, None)) => {
+                let gets = format!("moat {verb} gets {}: no Docker that answers has {own}", chosen.name());
+                report.ok(HERE, format!("{gets} (moat image build {verb} makes it)"))
+            }
+            Err(error) => report.error(HERE, &error),
         };
     }
 }

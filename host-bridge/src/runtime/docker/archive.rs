@@ -17,10 +17,19 @@ pub(super) fn of_sidecar(sidecar: &[u8]) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::with_capacity(sidecar.len() + 8 * 1024));
     let mut home = header(tar::EntryType::Directory, 0, 0o1777);
     archive.append_data(&mut home, "home", io::empty())?;
-    let length = u64::try_from(sidecar.len()).map_err(io::Error::other)?;
-    let mut file = header(tar::EntryType::Regular, length, 0o755);
-    archive.append_data(&mut file, SIDECAR, sidecar)?;
+    append(&mut archive, SIDECAR, sidecar, 0o755)?;
     archive.into_inner()
+}
+
+/// One file.
+pub(super) fn append(
+    archive: &mut tar::Builder<impl io::Write>,
+    name: &str,
+    bytes: &[u8],
+    mode: u32,
+) -> io::Result<()> {
+    let length = u64::try_from(bytes.len()).map_err(io::Error::other)?;
+    archive.append_data(&mut header(tar::EntryType::Regular, length, mode), name, bytes)
 }
 
 /// Root's, of no particular time: two archives of one sidecar are the same bytes.

@@ -79,6 +79,12 @@ pub(crate) enum EngineError {
     },
     #[error("image {image} is for {theirs}, and the sidecar of this moat is for {ours}")]
     Architecture { image: String, theirs: String, ours: &'static str },
+    #[error("the image is not built: {text}\n{output}")]
+    Build {
+        text: String,
+        /// The last of what the build said.
+        output: String,
+    },
     #[error("preparing the container")]
     Archive(#[source] io::Error),
 }
@@ -98,6 +104,12 @@ impl Hint for EngineError {
             Self::NoImage(_) => Some("is its name right?".into()),
             Self::Fetching { .. } => Some("is its name right, and the registry within reach?".into()),
             Self::Architecture { ours, .. } => Some(format!("use an image for {ours}").into()),
+            Self::Build { output, .. } if is_without_network(output) => Some(
+                "the build could not reach a network: see whether --network host does, or bring along what is missing (--modules DIR for \
+                 an agent, --from IMAGE for the tools of the base)"
+                    .into(),
+            ),
+            Self::Build { .. } => None,
             Self::Asking { .. } | Self::Raw { .. } | Self::Refused { .. } | Self::Gone | Self::Archive(_) => None,
         }
     }
@@ -201,6 +213,20 @@ impl fmt::Debug for Engine {
             .field("kind", &self.kind)
             .finish_non_exhaustive()
     }
+}
+
+/// As apt and npm say it.
+fn is_without_network(output: &str) -> bool {
+    const SAID: [&str; 7] = [
+        "Temporary failure resolving",
+        "Could not connect to",
+        "Unable to fetch",
+        "npm error network",
+        "EAI_AGAIN",
+        "ENOTFOUND",
+        "ECONNREFUSED",
+    ];
+    SAID.iter().any(|said| output.contains(said))
 }
 
 /// This moat's architecture in an engine's words.

@@ -1,4 +1,4 @@
-//! Two requests that the engine's library cannot make for us: attach, whose bytes must come and go untouched, and wait,
+//! Requests that the engine's library cannot make for us: attach and its like, whose bytes must come and go untouched, and wait,
 //! of which we must know that it stands before the container is started.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use moat_shared::{plan::AWAITS_STARTUP, secret::Secret};
@@ -78,12 +78,23 @@ struct Said {
 pub(super) async fn attach(socket: &Path, id: &str) -> Result<Attached, EngineError> {
     const DOING: &str = "attaching to the container";
     let path = format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1&detachKeys={NO_KEYS}");
-    let Answer { response, mut connection } = send(socket, DOING, &path, true).await?;
-    let upgraded = driven(&mut connection, hyper::upgrade::on(response)).await.map_err(raw(DOING))?;
-    let parts = upgraded.downcast::<TokioIo<UnixStream>>().map_err(|_| EngineError::Refused {
-        doing: DOING,
-        message: "another kind of connection".to_owned(),
-    })?;
+    hijacked(DOING, send(socket, DOING, &path, Wanted::Stream(Bytes::new())).await?).await
+}
+
+/// Starts a command that was prepared, with its stdin, stdout and stderr.
+pub(super) async fn start_exec(socket: &Path, id: &str, terminal: bool) -> Result<Attached, EngineError> {
+    const DOING: &str = "starting the command";
+    let body = serde_json::json!({"Detach": false, "Tty": terminal}).to_string();
+    let answer = send(socket, DOING, &format!("/exec/{id}/start"), Wanted::Stream(body.into())).await?;
+    hijacked(DOING, answer).await
+}
+
+async fn hijacked(doing: &'static str, answer: Answer) -> Result<Attached, EngineError> {
+    let Answer { response, mut connection } = answer;
+    let upgraded = driven(&mut connection, hyper::upgrade::on(response)).await.map_err(raw(doing))?;
+    let parts = upgraded
+        .downcast::<TokioIo<UnixStream>>()
+        .map_err(|_| EngineError::Refused { doing, message: "another kind of connection".to_owned() })?;
     let (from, to) = parts.io.into_inner().into_split();
     Ok(Attached { first: parts.read_buf.to_vec(), from, to })
 }
@@ -91,7 +102,7 @@ pub(super) async fn attach(socket: &Path, id: &str) -> Result<Attached, EngineEr
 /// Begins to wait for a container's end. When this returns, the engine waits.
 pub(super) async fn wait(socket: &Path, id: &str, condition: &str) -> Result<Waiting, EngineError> {
     let path = format!("/containers/{id}/wait?condition={condition}");
-    send(socket, "waiting for the container", &path, false).await.map(Waiting)
+    send(socket, "waiting for the container", &path, Wanted::Answer).await.map(Waiting)
 }
 
 impl Waiting {
@@ -149,8 +160,17 @@ impl Answer {
     }
 }
 
-async fn send(socket: &Path, doing: &'static str, path: &str, upgrade: bool) -> Result<Answer, EngineError> {
-    let asked = timeout(HEAD, ask(socket, doing, path, upgrade)).await;
+/// What a request is for.
+enum Wanted {
+    /// An answer of the usual kind.
+    Answer,
+    /// This body, and from then on bytes both ways.
+    Stream(Bytes),
+}
+
+async fn send(socket: &Path, doing: &'static str, path: &str, wanted: Wanted) -> Result<Answer, EngineError> {
+    let upgrade = matches!(wanted, Wanted::Stream(_));
+    let asked = timeout(HEAD, ask(socket, doing, path, wanted)).await;
     // As one that is away: it may be asked again.
     let answer = asked.map_err(|_| raw(doing)(io::Error::from(io::ErrorKind::TimedOut)))??;
     match answer.response.status() {
@@ -164,15 +184,20 @@ async fn send(socket: &Path, doing: &'static str, path: &str, upgrade: bool) -> 
     }
 }
 
-async fn ask(socket: &Path, doing: &'static str, path: &str, upgrade: bool) -> Result<Answer, EngineError> {
+async fn ask(socket: &Path, doing: &'static str, path: &str, wanted: Wanted) -> Result<Answer, EngineError> {
     let stream = UnixStream::connect(socket).await.map_err(raw(doing))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(raw(doing))?;
     let mut connection: Connection = Box::pin(connection.with_upgrades());
     let mut request = Request::builder().method(Method::POST).uri(path).header(header::HOST, "engine");
-    if upgrade {
-        request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");
-    }
-    let request = request.body(Empty::<Bytes>::new()).map_err(raw(doing))?;
+    let body = match wanted {
+        Wanted::Answer => Bytes::new(),
+        Wanted::Stream(body) => {
+            request = request.header(header::CONNECTION, "Upgrade").header(header::UPGRADE, "tcp");
+            request = request.header(header::CONTENT_TYPE, "application/json");
+            body
+        }
+    };
+    let request = request.body(Full::new(body)).map_err(raw(doing))?;
     let response = driven(&mut connection, sender.send_request(request)).await.map_err(raw(doing))?;
     Ok(Answer { response, connection })
 }

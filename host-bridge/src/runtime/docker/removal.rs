@@ -63,7 +63,8 @@ impl Drop for Removal {
             let removed = tokio.block_on(tokio::time::timeout(PATIENCE, async {
                 let engine = Engine::at(&socket).await?;
                 let expected = expected.then(|| tokio::time::Instant::now() + EXPECTED);
-                while !remove(&engine, &id).await? && expected.is_some_and(|until| tokio::time::Instant::now() < until)
+                while !remove(&engine, &id).await?
+                    && expected.is_some_and(|until| tokio::time::Instant::now() < until)
                 {
                     tokio::time::sleep(engine::FIRST_PAUSE).await;
                 }
@@ -71,7 +72,9 @@ impl Drop for Removal {
             }));
             match removed {
                 Ok(Ok(())) => {}
-                Ok(Err::<(), EngineError>(error)) => tracing::warn!("container {id} was not removed: {error}"),
+                Ok(Err::<(), EngineError>(error)) => {
+                    tracing::warn!("container {id} was not removed: {error}")
+                }
                 Err(_) => tracing::warn!("container {id} was not removed: its engine does not answer"),
             }
             std::io::Result::Ok(())

@@ -6,7 +6,7 @@
 
 use std::{io, time::Duration};
 
-use bollard::query_parameters::ResizeContainerTTYOptionsBuilder;
+use bollard::query_parameters::{ResizeContainerTTYOptionsBuilder, ResizeExecOptionsBuilder};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{
@@ -35,6 +35,15 @@ pub(super) struct Stream {
     pub(super) id: String,
     /// Its exit code.
     pub(super) ended: watch::Receiver<Option<u8>>,
+    pub(super) of: Of,
+}
+
+/// What it is the stream of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    Container,
+    /// A further command, whose stream cannot be taken up again.
+    Command,
 }
 
 impl Stream {
@@ -72,6 +81,9 @@ impl Stream {
 
     /// The stream has ended: with the container (`None`), or it is taken up again.
     async fn again(&mut self) -> Option<Attached> {
+        if self.of == Of::Command {
+            return None;
+        }
         let mut pause = FIRST_PAUSE;
         if let Ok(Ok(_)) = timeout(MOMENT, self.ended.wait_for(Option::is_some)).await {
             return None;
@@ -91,8 +103,18 @@ impl Stream {
 
     /// Tells the engine how large the terminal is.
     pub(super) async fn resize(&self, Size { rows, columns }: Size) {
-        let options = ResizeContainerTTYOptionsBuilder::new().h(rows.into()).w(columns.into()).build();
-        if let Err(error) = self.engine.api.resize_container_tty(&self.id, options).await {
+        let (api, rows, columns) = (&self.engine.api, rows.into(), columns.into());
+        let resized = match self.of {
+            Of::Container => {
+                let options = ResizeContainerTTYOptionsBuilder::new().h(rows).w(columns).build();
+                api.resize_container_tty(&self.id, options).await
+            }
+            Of::Command => {
+                let options = ResizeExecOptionsBuilder::new().h(rows).w(columns).build();
+                api.resize_exec(&self.id, options).await
+            }
+        };
+        if let Err(error) = resized {
             tracing::warn!("the window's size was not passed on: {error}");
         }
     }

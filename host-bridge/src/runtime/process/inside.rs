@@ -176,7 +176,7 @@ fn move_in() -> Result<(), BuildError> {
 }
 
 /// A terminal of the sandbox's own, which becomes the controlling one; its other end goes to the holder.
-fn terminal(status: &OwnedFd, size: Size) -> Result<(), BuildError> {
+pub(super) fn terminal(status: &OwnedFd, size: Size) -> Result<(), BuildError> {
     let doing = || "making a terminal".to_owned();
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let master = open(Path::new("/dev/pts/ptmx"), flags, Mode::empty()).doing(doing)?;
@@ -187,7 +187,7 @@ fn terminal(status: &OwnedFd, size: Size) -> Result<(), BuildError> {
 }
 
 /// Three pipes that belong to the sandbox's init, so that the agent may open /dev/stdout; their ends go to the holder.
-fn pipes(status: &OwnedFd) -> Result<(), BuildError> {
+pub(super) fn pipes(status: &OwnedFd) -> Result<(), BuildError> {
     let doing = || "making pipes".to_owned();
     let pipe = || pipe2(OFlag::O_CLOEXEC).doing(doing);
     let ((stdin, to), (from_out, stdout), (from_err, stderr)) = (pipe()?, pipe()?, pipe()?);
@@ -203,12 +203,16 @@ fn stdio(stdin: &OwnedFd, stdout: &OwnedFd, stderr: &OwnedFd) -> nix::Result<()>
 
 /// Only what PID 1 needs stays in reach, and nothing can be gained by executing a file.
 fn give_up_rights(users: &Users) -> Result<(), BuildError> {
-    let doing = || "giving up rights".to_owned();
-    let caps = |error: caps::errors::CapsError| io::Error::other(error.to_string());
-    let kept: CapsHashSet = match users {
+    keep_rights(&match users {
         Users::Single { .. } => CapsHashSet::new(),
         Users::Root { .. } | Users::Range { .. } => KEPT.into_iter().collect(),
-    };
+    })
+}
+
+/// Gives up every other capability, and what the filters take.
+pub(super) fn keep_rights(kept: &CapsHashSet) -> Result<(), BuildError> {
+    let doing = || "giving up rights".to_owned();
+    let caps = |error: caps::errors::CapsError| io::Error::other(error.to_string());
     let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").doing(doing)?;
     let last: u8 = last.trim().parse().map_err(io::Error::other).doing(doing)?;
     for capability in caps::all().into_iter().filter(|c| c.index() <= last && !kept.contains(c)) {
@@ -217,7 +221,7 @@ fn give_up_rights(users: &Users) -> Result<(), BuildError> {
     caps::clear(None, CapSet::Ambient).map_err(caps).doing(doing)?;
     caps::clear(None, CapSet::Inheritable).map_err(caps).doing(doing)?;
     for set in [CapSet::Effective, CapSet::Permitted] {
-        caps::set(None, set, &kept).map_err(caps).doing(doing)?;
+        caps::set(None, set, kept).map_err(caps).doing(doing)?;
     }
     prctl::set_no_new_privs().doing(doing)?;
     seccomp::install().map_err(|error| BuildError::new(crate::cli::with_causes(&error)))

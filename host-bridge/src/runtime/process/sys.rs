@@ -70,6 +70,14 @@ pub(super) fn fork(namespaces: CloneFlags) -> io::Result<Option<Pid>> {
     Ok((pid > 0).then(|| Pid::from_raw(pid)))
 }
 
+/// Holds a process: its number means nobody else from now on.
+pub(super) fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: integers only.
+    let fd = checked(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Leaves at once: no destructors, no buffers. For forked children.
 pub(super) fn exit_now(code: u8) -> ! {
     // SAFETY: _exit(2) takes an integer and does not return.
