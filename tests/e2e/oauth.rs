@@ -1,6 +1,8 @@
 //! OAuth against a real authorization server that rotates refresh tokens and ends a family when one comes twice, and a
 //! real MCP server that asks it about every token.
 
+mod crashes;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -31,6 +33,7 @@ use crate::{
 
 const COMMAND: &[Part] = &[Part::Authorization, Part::Curl];
 const SUITE: &[Part] = &[Part::Sandbox, Part::Suite, Part::Curl];
+const TRACED: &[Part] = &[Part::Authorization, Part::Curl, Part::Sandbox, Part::Strace, Part::Root];
 const ALL: &[Part] = &[Part::Authorization, Part::Curl, Part::Sandbox];
 
 pub(crate) const TESTS: &[Test] = &[
@@ -40,6 +43,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("a_stream_outlives_its_token", ALL, a_stream_outlives_its_token),
     Test::new("a4_two_bridges_on_one_grant", ALL, a4_two_bridges_on_one_grant),
     Test::new("a5_killed_while_the_token_is_on_its_way", ALL, a5_killed_while_the_token_is_on_its_way),
+    Test::new("a5_killed_before_each_write", TRACED, crashes::a5_killed_before_each_write),
     Test::new("a6_a_lost_answer_asks_for_a_new_grant", ALL, a6_a_lost_answer_asks_for_a_new_grant),
     Test::new("a6_what_passes_is_tried_again", ALL, a6_what_passes_is_tried_again),
     Test::new("a7_a_cancelled_request_does_not_cancel_it", ALL, a7_a_cancelled_request_does_not_cancel_it),
