@@ -32,6 +32,8 @@ pub const FIRST_TUNNEL: Duration = Duration::from_secs(20);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Bytes of one stream that the relay holds for a reader that does not read.
 pub const STALLED_READER: usize = 1 << 20;
+/// What may be read at once from a tunnel's socket, and held: frames of many streams.
+pub const TUNNEL_READ: usize = 64 * 1024;
 /// HTTP/2 pings on the tunnel: every so often ...
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// ... and dead when unanswered for so long.

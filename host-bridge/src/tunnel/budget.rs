@@ -28,8 +28,8 @@ use http_body::{Body, Frame, SizeHint};
 const PER_STREAM: usize = 64 * 1024;
 /// Bytes of all streams of one run that may, apart from one frame of each.
 const PER_RUN: usize = 16 << 20;
-/// A longer frame is sent in parts: as much as one frame of the tunnel may carry.
-const FRAME: usize = 16 * 1024;
+/// A longer frame is sent in parts: as much as fits into one TLS record with the frame's head.
+const FRAME: usize = 16 * 1024 - 9;
 
 /// A head of this length counts for nothing: thousands of streams may be open.
 const HEAD_FREE: usize = 2 * 1024;

@@ -17,8 +17,9 @@ use jiff::Timestamp;
 use moat_shared::{
     hello::{self, Hello},
     id::RunId,
+    limits,
     rpc::OwnError,
-    rt::{drain::Drain, exec::Owned, h2},
+    rt::{drain::Drain, exec::Owned, gulp::Gulp, h2},
     wire::{self, ErrorKind},
 };
 use tokio::{
@@ -105,7 +106,8 @@ impl<D: Door> Connection<D> {
 
     /// Serves it to its end.
     pub(super) async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let handshake = timeout_at(self.deadline, self.shared.tls.accept(stream));
+        let handshake =
+            timeout_at(self.deadline, self.shared.tls.accept(Gulp::new(stream, limits::TUNNEL_READ)));
         let stream = tokio::select! {
             done = handshake => done,
             () = self.half_open.evicted() => return tracing::debug!("a connection made room before it said who it is"),

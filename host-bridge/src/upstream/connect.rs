@@ -16,6 +16,7 @@ use hyper_util::{
     client::legacy::connect::{Connected, Connection},
     rt::TokioIo,
 };
+use moat_shared::rt::gulp::Gulp;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, ReadBuf},
@@ -28,6 +29,8 @@ use super::lanes::{Lanes, Settings, Streams};
 
 /// TCP keepalive, so that a dead peer of a silent stream is noticed (R19 has no idle limit).
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// What is read at once of a large answer, and held: a TLS record.
+const RECORD: usize = 16 * 1024;
 /// How long one address may keep the next one waiting.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
@@ -98,7 +101,10 @@ async fn connect(tls: &Arc<ClientConfig>, lanes: &Lanes, uri: &Uri) -> Result<Li
         return Ok(Link::Plain(TokioIo::new(tcp)));
     }
     let name = ServerName::try_from(bare.to_owned()).map_err(|_| ConnectFailure::Dns)?;
-    let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await.map_err(|e| tls_failure(&e))?;
+    let stream = TlsConnector::from(tls.clone())
+        .connect(name, Gulp::new(tcp, RECORD))
+        .await
+        .map_err(|e| tls_failure(&e))?;
     let authority = uri.authority().map_or(host, http::uri::Authority::as_str).to_owned();
     let settings = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         Some(Settings::new(authority, lanes.clone()))
@@ -195,7 +201,7 @@ fn sip(
 pub(super) enum Link {
     Plain(TokioIo<TcpStream>),
     /// And what is still to be read in passing.
-    Tls(TokioIo<Box<TlsStream<TcpStream>>>, Option<Settings>),
+    Tls(TokioIo<Box<TlsStream<Gulp<TcpStream>>>>, Option<Settings>),
 }
 
 impl Connection for Link {

@@ -10,7 +10,8 @@ use hyper_util::rt::TokioIo;
 use moat_shared::{
     hello::{self, Hello},
     hint::Hint,
-    rt::{self, exec::Owned},
+    limits,
+    rt::{self, exec::Owned, gulp::Gulp},
     tls, wire,
     wire::ErrorKind,
 };
@@ -27,7 +28,7 @@ use crate::{body::Outgoing, chain::causes};
 const ANSWER: usize = 64 * 1024;
 
 /// What drives the HTTP/2 connection; it has to be polled for anything to move.
-pub(crate) type Driver = Connection<TokioIo<TlsStream<Box<dyn Carrier>>>, Outgoing, Owned>;
+pub(crate) type Driver = Connection<TokioIo<TlsStream<Gulp<Box<dyn Carrier>>>>, Outgoing, Owned>;
 
 /// A tunnel after its hello.
 pub(crate) struct Greeted {
@@ -68,7 +69,7 @@ pub(crate) async fn greet(
 ) -> Result<Greeted, GreetError> {
     let carrier = transport.open().await?;
     let stream = TlsConnector::from(Arc::clone(tls))
-        .connect(tls::bridge_name(), carrier)
+        .connect(tls::bridge_name(), Gulp::of_many(carrier, limits::TUNNEL_READ))
         .await
         .map_err(|error| sort(transport, Box::new(error)))?;
     let (mut sender, mut driver): (SendRequest<Outgoing>, Driver) = rt::h2::sidecar(tasks.clone())
