@@ -162,17 +162,12 @@ impl Reviewer {
         self.result(message, result, asked, bytes, policies)
     }
 
-    /// The request that a response answers.
+    /// The request that a response answers. An id that was not asked with here, in whatever spelling, is nobody's: what it
+    /// brings is judged by every rule for results, so that no server answers one call where another one's rules are asked.
     fn asked_for(&self, message: &Node, bytes: &[u8]) -> Option<&Message> {
         let span = message.get("id")?.span.clone();
         let id = RawId::parse(std::str::from_utf8(bytes.get(span)?).ok()?)?;
-        self.asked.iter().find(|asked| asked.id.as_ref() == Some(&id)).or({
-            match self.asked.as_slice() {
-                // Another spelling of the one id there is.
-                [only] => Some(only),
-                _ => None,
-            }
-        })
+        self.asked.iter().find(|asked| asked.id.as_ref() == Some(&id))
     }
 
     /// Cuts out of a list what could never be called.

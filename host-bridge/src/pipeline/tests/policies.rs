@@ -387,6 +387,22 @@ async fn p34_an_unreadable_result_is_withheld(media: &'static str, body: &'stati
     assert!(!answer.contains("evil") && answer.contains("\"id\":1"), "{answer}");
 }
 
+/// A server that answers one call where another was asked for escapes no rule.
+#[test_case("application/json", |text: &str| text.to_owned(); "json")]
+#[test_case("text/event-stream", |text: &str| format!("data: {text}\n\n"); "events")]
+#[tokio::test]
+async fn p34_an_answer_to_nobody_s_id_is_judged_by_every_rule(media: &'static str, wrap: fn(&str) -> String) {
+    const OF_ANOTHER: &str = "mode: enforce\nrules:\n- {name: no-bad, action: deny, match: {operation: other, when: \"context.direction == 'response' && params.content.contains('evil')\"}}\n";
+    let own = result(&["evil"]);
+    let case = Case::answering(rules(OF_ANOTHER), media, wrap(&own)).await;
+    let (_, answer) = case.send(post(call("t", json!({})))).await;
+    assert!(answer.contains("evil"), "the rule is not this call's: {answer}");
+    let foreign = own.replace("\"id\":1", "\"id\":2");
+    let case = Case::answering(rules(OF_ANOTHER), media, wrap(&foreign)).await;
+    let (_, answer) = case.send(post(call("t", json!({})))).await;
+    assert!(!answer.contains("evil"), "{answer}");
+}
+
 #[tokio::test]
 async fn p34_an_event_too_long_to_be_judged_is_withheld() {
     let long = format!("data: {}\n\ndata: {}\n\n", "evil".repeat(5 << 20), result(&["fine T-1"]));
