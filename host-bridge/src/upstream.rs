@@ -114,6 +114,7 @@ impl Upstreams {
                 // `Host` is the upstream's authority (R3); over HTTP/2 it is `:authority`.
                 .set_host(true)
                 .http1_max_buf_size(HTTP1_BUFFER)
+                .http1_max_headers(limits::HEADER_COUNT)
                 .http2_adaptive_window(false)
                 .http2_initial_stream_window_size(STREAM_WINDOW)
                 .http2_initial_connection_window_size(CONNECTION_WINDOW)
