@@ -19,6 +19,7 @@ mod forward;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod headers;
+mod hold;
 mod inject;
 mod parse;
 mod place;
@@ -48,8 +49,17 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::{back::Incomplete, parse::RequestBody};
 use self::{
-    back::Way, decide::Decided, error::PipelineError, forward::Streaming, inject::Credentials, parse::Asked,
-    place::Placed, record::Trace, renew::Renewing, session::Sessions,
+    back::Way,
+    decide::Decided,
+    error::PipelineError,
+    forward::Streaming,
+    hold::{Allowance, Allowances},
+    inject::Credentials,
+    parse::Asked,
+    place::Placed,
+    record::Trace,
+    renew::Renewing,
+    session::Sessions,
 };
 use crate::{
     env::Environment,
@@ -109,6 +119,7 @@ pub(crate) struct Pipeline {
     recorder: Recorder,
     notices: mpsc::Sender<Notice>,
     troubled: Arc<Troubled>,
+    allowances: Allowances,
 }
 
 impl Pipeline {
@@ -124,6 +135,7 @@ impl Pipeline {
             recorder: parts.recorder,
             notices: parts.notices,
             troubled: Arc::default(),
+            allowances: Allowances::default(),
         })
     }
 
@@ -138,6 +150,7 @@ impl Pipeline {
             recorder: self.recorder.clone(),
             notices: self.notices.clone(),
             troubled: Arc::clone(&self.troubled),
+            allowances: self.allowances.clone(),
         }
     }
 
@@ -157,11 +170,17 @@ impl Pipeline {
             }
         };
         let mut trace = Trace::begin(self.recorder.clone(), &placed, request.method(), asked.clone());
-        let streaming = match self.send(placed.clone(), request, &asked, &mut trace).await {
+        let allowance = self.allowances.of(&run.id);
+        let streaming = match self.send(placed.clone(), request, &asked, &allowance, &mut trace).await {
             Ok(streaming) => streaming,
             Err(error) => return self.refuse(&error, &placed, &asked, trace),
         };
-        let way = Way { sessions: &self.sessions, handles: &self.handles, recorder: &self.recorder };
+        let way = Way {
+            sessions: &self.sessions,
+            handles: &self.handles,
+            recorder: &self.recorder,
+            allowance: &allowance,
+        };
         match back::back(streaming, way, trace).await {
             Ok(response) => {
                 self.mended(&placed);
@@ -177,12 +196,13 @@ impl Pipeline {
         placed: Placed,
         request: Request<B>,
         asked: &Asked,
+        allowance: &Allowance,
         trace: &mut Trace,
     ) -> Result<Streaming, PipelineError>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     {
-        let parsed = parse::parse(placed, request, asked).await?;
+        let parsed = parse::parse(placed, request, asked, allowance).await?;
         let decided = decide::decide(parsed, &self.recorder)?;
         let renewing =
             Renewing { renewals: &self.renewals, credentials: &self.credentials, recorder: &self.recorder };

@@ -19,10 +19,10 @@ mod watch;
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, response::Parts};
 use http_body::Body as HttpBody;
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Empty};
 use moat_shared::limits;
 
 pub(crate) use self::relay::Incomplete;
@@ -34,8 +34,16 @@ use self::{
     watch::Watch,
 };
 use super::{
-    Body, error::PipelineError, forward::Streaming, headers, inject::Credential, parse::Asked, place::Placed,
-    record::Trace, session::Sessions,
+    Body,
+    error::PipelineError,
+    forward::Streaming,
+    headers,
+    hold::{Allowance, Hold, Kept},
+    inject::Credential,
+    parse::Asked,
+    place::Placed,
+    record::Trace,
+    session::Sessions,
 };
 use crate::{
     record::{AuditEvent, Failure, Recorder},
@@ -53,6 +61,7 @@ pub(super) struct Way<'a> {
     pub(super) sessions: &'a Sessions,
     pub(super) handles: &'a Handles,
     pub(super) recorder: &'a Recorder,
+    pub(super) allowance: &'a Allowance,
 }
 
 /// Turns an upstream's answer into the agent's.
@@ -91,7 +100,7 @@ pub(super) async fn back(
     let events = (media == b"text/event-stream").then(|| {
         head.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         trace.streaming();
-        events_of(&method, &asked, &placed, way.handles)
+        events_of(&method, &asked, &placed, &way)
     });
     let (events, reviewer) = match (events, reviewer) {
         (Some(events), Some(reviewer)) => (Some(events.reviewed(reviewer)), None),
@@ -110,13 +119,11 @@ pub(super) async fn back(
     let awaited = document && parts.status.is_success() && !asked.ids().is_empty();
     let relay = Relay::new(body, decoder, scrub, events, server.clone(), awaited, trace);
     if let Some(reviewer) = reviewer.filter(|_| whole) {
-        return review_whole(relay, &reviewer, &media, head, server).await;
+        return review_whole(relay, &reviewer, &media, head, server, way.allowance).await;
     }
     if whole {
-        return match hold_back(relay).await {
-            Held::Whole(bytes) => {
-                Ok(head.map(|()| Full::new(bytes).map_err(|never| match never {}).boxed_unsync()))
-            }
+        return match hold_back(relay, way.allowance).await {
+            Held::Whole(bytes) => Ok(head.map(|()| bytes.boxed_unsync())),
             Held::Part(relay) => Ok(head.map(|()| relay.boxed_unsync())),
             Held::Cut(failure, trace) => Err((PipelineError::incomplete(failure, server), *trace)),
         };
@@ -203,15 +210,16 @@ fn head_of(
 }
 
 /// How an event stream is followed: for its responses, or for its endpoint.
-fn events_of(method: &Method, asked: &Asked, placed: &Placed, handles: &Handles) -> Events {
+fn events_of(method: &Method, asked: &Asked, placed: &Placed, way: &Way<'_>) -> Events {
     if *method == Method::GET {
-        return Events::listening(Some(Endpoint::new(placed.clone(), handles.clone())));
+        let endpoint = Endpoint::new(placed.clone(), way.handles.clone());
+        return Events::listening(Some(endpoint), way.allowance);
     }
     // Never ends by itself, and is opened again when it does (R24).
     if asked.method().as_deref() == Some("subscriptions/listen") {
-        return Events::listening(None);
+        return Events::listening(None, way.allowance);
     }
-    Events::answering(Watch::new(asked.clone()))
+    Events::answering(Watch::new(asked.clone()), way.allowance)
 }
 
 /// Judges an answer that is no stream: it is held back whole.
@@ -221,6 +229,7 @@ async fn review_whole<U>(
     media: &[u8],
     mut head: Response<()>,
     server: String,
+    allowance: &Allowance,
 ) -> Result<Response<Body>, (PipelineError, Trace)>
 where
     U: HttpBody<Data = Bytes> + Unpin + Send + 'static,
@@ -230,35 +239,35 @@ where
         return Ok(head.map(|()| relay.boxed_unsync()));
     }
     relay.hold();
-    let mut taken: Vec<Bytes> = Vec::new();
-    let mut length = 0;
+    let mut held = Hold::new(allowance);
+    let mut room = true;
     while let Some(frame) = relay.frame().await {
         match frame {
-            Ok(frame) => {
-                let bytes = frame.into_data().unwrap_or_default();
-                length += bytes.len();
-                taken.push(bytes);
-            }
+            Ok(frame) => room = held.push(frame.into_data().unwrap_or_default(), relay.is_end_stream()),
             Err(Incomplete(failure)) => {
                 return Err((PipelineError::incomplete(failure, server), relay.into_trace()));
             }
         }
-        if length > ANSWER_MAX {
+        if held.len() > ANSWER_MAX || !room {
             break;
         }
     }
-    if length > ANSWER_MAX && !reviewer.judges_results() {
+    let too_long = held.len() > ANSWER_MAX || !room;
+    if too_long && !reviewer.judges_results() {
         // A list that cannot be held: the calls are judged all the same.
-        relay.give_back(taken);
+        relay.give_back(held.into_pieces());
         return Ok(head.map(|()| relay.boxed_unsync()));
     }
-    let whole = joined(taken, length);
-    let reviewed = match (length, is_json) {
+    let reviewed = |whole: &Bytes| match (whole.len(), is_json) {
+        // Not held whole.
+        _ if too_long => Reviewed::Withheld,
         (0, _) => Reviewed::AsItIs,
-        (..=ANSWER_MAX, true) => reviewer.review(&whole),
-        // Not held whole, or nothing that can be judged.
-        _ => Reviewed::Withheld,
+        (_, true) => reviewer.review(whole),
+        // Nothing that can be judged.
+        (_, false) => Reviewed::Withheld,
     };
+    let (whole, charge) = held.into_whole();
+    let reviewed = reviewed(&whole);
     let bytes = match reviewed {
         Reviewed::AsItIs => whole,
         Reviewed::Changed(bytes) => bytes.into(),
@@ -267,49 +276,39 @@ where
             reviewer.instead().into()
         }
     };
-    Ok(head.map(|()| Full::new(bytes).map_err(|never| match never {}).boxed_unsync()))
+    Ok(head.map(|()| Kept::new(bytes, charge).boxed_unsync()))
 }
 
 enum Held<U> {
-    Whole(Bytes),
+    Whole(Kept),
     Part(Box<Relay<U>>),
     Cut(Failure, Box<Trace>),
 }
 
 /// Takes a small answer whole.
-async fn hold_back<U>(mut relay: Relay<U>) -> Held<U>
+async fn hold_back<U>(mut relay: Relay<U>, allowance: &Allowance) -> Held<U>
 where
     U: HttpBody<Data = Bytes> + Unpin,
 {
     relay.hold();
     let deadline = tokio::time::Instant::now() + HOLD_FOR;
-    let mut taken: Vec<Bytes> = Vec::new();
-    let mut length = 0;
-    while length <= HOLD {
+    let mut held = Hold::new(allowance);
+    let mut room = true;
+    while held.len() <= HOLD && room {
         match tokio::time::timeout_at(deadline, relay.frame()).await {
             Ok(Some(Ok(frame))) => {
-                let bytes = frame.into_data().unwrap_or_default();
-                length += bytes.len();
-                taken.push(bytes);
+                room = held.push(frame.into_data().unwrap_or_default(), relay.is_end_stream())
             }
             Ok(Some(Err(Incomplete(failure)))) => return Held::Cut(failure, Box::new(relay.into_trace())),
-            Ok(None) => return Held::Whole(joined(taken, length)),
+            Ok(None) => {
+                let (whole, charge) = held.into_whole();
+                return Held::Whole(Kept::new(whole, charge));
+            }
             Err(_) => break,
         }
     }
-    relay.give_back(taken);
+    relay.give_back(held.into_pieces());
     Held::Part(Box::new(relay))
-}
-
-fn joined(mut taken: Vec<Bytes>, length: usize) -> Bytes {
-    if taken.len() == 1 {
-        return taken.remove(0);
-    }
-    let mut whole = BytesMut::with_capacity(length);
-    for bytes in taken {
-        whole.extend_from_slice(&bytes);
-    }
-    whole.freeze()
 }
 
 fn media_type(headers: &HeaderMap) -> Vec<u8> {

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::{
     back::review::{Reviewed, Reviewer},
     decide::decide,
+    hold::Allowance,
     parse::{Asked, parse},
     place::place,
 };
@@ -79,8 +80,8 @@ impl Served {
             .map_err(|error| error.to_string())?;
         let asked = Asked::default();
         // The whole body is there: nothing waits.
-        let Poll::Ready(parsed) =
-            pin!(parse(placed, request, &asked)).poll(&mut Context::from_waker(Waker::noop()))
+        let Poll::Ready(parsed) = pin!(parse(placed, request, &asked, &Allowance::default()))
+            .poll(&mut Context::from_waker(Waker::noop()))
         else {
             return Err("it waited".to_owned());
         };

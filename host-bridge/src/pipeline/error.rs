@@ -35,6 +35,11 @@ pub(crate) enum PipelineError {
     Method,
     #[error("the request body is refused: {0}")]
     Body(Fault),
+    /// What a policy would judge cannot be held.
+    #[error(
+        "too many long requests and answers of this run are held to be judged by a policy; let some finish, and send it again"
+    )]
+    TooMuchHeld,
     #[error("the header {header} does not agree with the request body")]
     HeaderMismatch { header: &'static str },
     #[error("the request header {0} is given twice")]
@@ -104,6 +109,7 @@ fn answer(error: &PipelineError) -> (ErrorKind, i32, Failure) {
         E::RequestLost => (ErrorKind::BadRequest, OwnError::INVALID, Failure::Cancelled),
         E::Method => (ErrorKind::MethodNotAllowed, OwnError::INVALID, Failure::BadRequest),
         E::Body(fault) if fault.is_size() => (ErrorKind::TooLarge, OwnError::INVALID, Failure::TooLarge),
+        E::TooMuchHeld => (ErrorKind::TooLarge, OwnError::CODE, Failure::TooLarge),
         E::Body(fault) if fault.is_syntax() => (ErrorKind::BadRequest, OwnError::PARSE, Failure::BadRequest),
         E::Body(_) => (ErrorKind::BadRequest, OwnError::INVALID, Failure::BadRequest),
         E::HeaderMismatch { .. } => (ErrorKind::BadRequest, OwnError::HEADER_MISMATCH, Failure::BadRequest),

@@ -28,7 +28,11 @@ use self::{
     json::{Reader, Rigour},
     passing::Passing,
 };
-use super::{error::PipelineError, place::Placed};
+use super::{
+    error::PipelineError,
+    hold::{Allowance, Hold},
+    place::Placed,
+};
 
 /// How much of a body is held back before the upstream hears of the request.
 const HOLD: usize = 64 * 1024;
@@ -57,8 +61,7 @@ impl Parsed {
     pub(super) fn again(&self) -> Option<Self> {
         super::renew::grant_of(self.placed.server())?;
         let whole = self.whole.clone()?;
-        let held = if whole.is_empty() { Vec::new() } else { vec![whole] };
-        let body = Passing::<UnsyncBoxBody<Bytes, PipelineError>>::new(held, None, self.asked.clone());
+        let body = Full::new(whole).map_err(|never| match never {});
         Some(Self {
             placed: self.placed.clone(),
             method: self.method.clone(),
@@ -216,6 +219,7 @@ pub(super) async fn parse<B>(
     placed: Placed,
     request: Request<B>,
     asked: &Asked,
+    allowance: &Allowance,
 ) -> Result<Parsed, PipelineError>
 where
     B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
@@ -224,13 +228,13 @@ where
     let asked = asked.clone();
     asked.judge().claims = Claims::of(&head.headers)?;
     let judged = head.method == Method::POST;
-    let mut held = Vec::new();
-    let mut length = 0;
+    let mut held = Hold::new(allowance);
     let mut over = body.is_end_stream();
     // What is judged is held back whole; longer is refused, never judged in half.
     let policed = placed.server().policy.is_some();
     let hold = if policed { limits::JUDGED_BODY } else { HOLD };
-    while !over && length < hold {
+    let mut room = true;
+    while !over && room && held.len() < hold {
         let Some(frame) = body.frame().await else {
             over = true;
             break;
@@ -240,27 +244,35 @@ where
         if data.is_empty() {
             continue;
         }
-        if length == 0 {
+        if held.len() == 0 {
             may_have_body(judged, &head.headers)?;
         }
         asked.judge().take(&data)?;
-        length += data.len();
-        held.push(data);
         over = body.is_end_stream();
+        room = held.push(data, over);
     }
     // Nothing at all is no message either.
-    if over && (length > 0 || judged) {
+    if over && (held.len() > 0 || judged) {
         asked.judge().finish()?;
     }
-    if policed && (!over || length > limits::JUDGED_BODY) {
+    if policed && !room {
+        return Err(PipelineError::TooMuchHeld);
+    }
+    if policed && (!over || held.len() > limits::JUDGED_BODY) {
         return Err(PipelineError::Body(Fault::TooLong));
     }
     let again = over && super::renew::grant_of(placed.server()).is_some();
-    let whole = (policed || again).then(|| match held.as_slice() {
+    let (pieces, charge) = held.into_pieces();
+    let whole = (policed || again).then(|| match pieces.as_slice() {
         [only] => only.clone(),
-        parts => Bytes::from(parts.concat()),
+        pieces => Bytes::from(pieces.concat()),
     });
-    let body = Passing::new(held, (!over).then_some(body), asked.clone());
+    // Held once, not twice.
+    let pieces = match &whole {
+        Some(whole) if !whole.is_empty() => vec![whole.clone()],
+        _ => pieces,
+    };
+    let body = Passing::new(pieces, charge, (!over).then_some(body), asked.clone());
     Ok(Parsed { placed, method: head.method, headers: head.headers, body: body.boxed_unsync(), asked, whole })
 }
 

@@ -334,6 +334,51 @@ async fn uploads_that_nobody_takes() {
     }
 }
 
+/// Bodies that a policy has to judge are held whole, each within its limit: all together are bounded as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_that_are_held_to_be_judged() {
+    const RULES: &str = r#"{"scope":"x","mode":"enforce","on_error":"closed","case_sensitive":false,"rules":[{"name":"r","operation":"a","action":"deny","line":3}]}"#;
+    const SHA256: &str = "sha256:a35a04da96cee0be18488b87c43f827e700057e0e26bcf597d4109907bdada71";
+    let mut scene = Scene::new().await;
+    let judged = json!([{
+        "name": "up", "url": scene.upstream.url(),
+        "policy": {"source": {"form": "inline"}, "sha256": SHA256, "text": RULES},
+    }]);
+    let run = register_with(&scene.house, &judged).await.unwrap();
+    let before = scene.memory();
+    let mut enemy = Raw::open(&scene.house, &run, WINDOW).await;
+    let chunk = raw::frame(DATA, 0, 0, &[b' '; 16_384]);
+    let mut streams = Vec::new();
+    // 3.75 MiB each, so that none is over its own limit: 300 MiB.
+    for _ in 0..80 {
+        let stream = enemy.stream();
+        let head = raw::head(b"\x83", "/mcp/up", &[("content-type", "application/json")]);
+        enemy.frame(HEADERS, END_HEADERS, stream, &head).await.unwrap();
+        streams.push(stream);
+    }
+    for _ in 0..240 {
+        for stream in &streams {
+            let mut numbered = chunk.clone();
+            numbered[5..9].copy_from_slice(&stream.to_be_bytes());
+            enemy.send(&numbered).await.unwrap();
+        }
+    }
+    enemy.until("one is refused", |seen| streams.iter().any(|stream| seen.heads.contains_key(stream))).await;
+    scene.others_work().await;
+    let grown = scene.growth(before).await;
+    report("300 MiB to be judged", grown);
+    assert!(grown < 160 * 1024, "{grown} KiB");
+    // What was refused makes room: the run goes on.
+    drop(enemy);
+    let mut again = Raw::open(&scene.house, &run, WINDOW).await;
+    let call = br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"b","arguments":{}}}"#;
+    let stream = again.stream();
+    let head = raw::head(b"\x83", "/mcp/up", &[("content-type", "application/json")]);
+    again.frame(HEADERS, END_HEADERS, stream, &head).await.unwrap();
+    again.frame(DATA, END_STREAM, stream, call).await.unwrap();
+    again.until("a call is answered", |seen| seen.heads.contains_key(&stream)).await;
+}
+
 /// Many long heads at once: each is within the limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_heads_on_many_streams() {

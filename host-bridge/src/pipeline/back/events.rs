@@ -14,7 +14,10 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    pipeline::place::Placed,
+    pipeline::{
+        hold::{Allowance, Charge},
+        place::Placed,
+    },
     upstream::legacy::{BadEndpoint, Handle, Handles},
 };
 
@@ -25,6 +28,7 @@ const EVENT_MAX: usize = 32 * 1024;
 #[derive(Debug)]
 pub(super) struct Events {
     held: BytesMut,
+    charge: Charge,
     /// Of what came.
     boundaries: Boundaries,
     /// Where the agent's side stands: between events, but for an event that passes in parts.
@@ -42,18 +46,19 @@ pub(super) struct Events {
 
 impl Events {
     /// The answer to a POST, which waits for responses.
-    pub(super) fn answering(watch: Watch) -> Self {
-        Self::new(Some(watch), None)
+    pub(super) fn answering(watch: Watch, allowance: &Allowance) -> Self {
+        Self::new(Some(watch), None, allowance)
     }
 
     /// A stream that nobody waits for: a GET, or `subscriptions/listen`.
-    pub(super) fn listening(endpoint: Option<Endpoint>) -> Self {
-        Self::new(None, endpoint)
+    pub(super) fn listening(endpoint: Option<Endpoint>, allowance: &Allowance) -> Self {
+        Self::new(None, endpoint, allowance)
     }
 
-    fn new(watch: Option<Watch>, endpoint: Option<Endpoint>) -> Self {
+    fn new(watch: Option<Watch>, endpoint: Option<Endpoint>, allowance: &Allowance) -> Self {
         Self {
             held: BytesMut::new(),
+            charge: Charge::new(allowance),
             boundaries: Boundaries::default(),
             left: Boundaries::default(),
             watch,
@@ -100,9 +105,11 @@ impl Events {
             None => {
                 self.held.extend_from_slice(&bytes);
                 let limit = if self.reviewer.is_some() { ANSWER_MAX } else { EVENT_MAX };
-                if self.held.len() > limit { self.held.split().freeze() } else { Bytes::new() }
+                let room = self.charge.set(self.held.len());
+                if self.held.len() > limit || !room { self.held.split().freeze() } else { Bytes::new() }
             }
         };
+        self.charge.set(self.held.len());
         if whole.is_some() {
             self.left = Boundaries::default();
         } else if !ready.is_empty() {
@@ -349,7 +356,7 @@ mod tests {
         let run = testing::run(&[("old", "http://localhost:3001/sse", None)]);
         let handles = Handles::default();
         let placed = place::place(&run, &Method::GET, &"/mcp/old".parse().unwrap(), &handles).unwrap();
-        (Events::listening(Some(Endpoint::new(placed, handles.clone()))), handles, run)
+        (Events::listening(Some(Endpoint::new(placed, handles.clone())), &Allowance::default()), handles, run)
     }
 
     fn run_through(stream: &[u8], chunk: usize) -> Result<(String, Option<String>), BadEndpoint> {
@@ -395,7 +402,7 @@ mod tests {
 
     #[test]
     fn r14_events_leave_when_they_are_whole() {
-        let mut events = Events::listening(None);
+        let mut events = Events::listening(None, &Allowance::default());
         assert_eq!(events.push(Bytes::from_static(b"data: a\n")).unwrap(), "");
         assert_eq!(events.push(Bytes::from_static(b"\ndata: b\n\ndata")).unwrap(), "data: a\n\ndata: b\n\n");
         assert_eq!(events.closing(), b"");
@@ -404,7 +411,7 @@ mod tests {
 
     #[test]
     fn an_endless_event_passes_in_parts() {
-        let mut events = Events::listening(None);
+        let mut events = Events::listening(None, &Allowance::default());
         let big = Bytes::from(vec![b'x'; EVENT_MAX + 1]);
         assert_eq!(events.push(big.clone()).unwrap().len(), big.len());
         assert_eq!(events.closing(), b"\n\n", "an error event after it needs ends of line and event");

@@ -1,7 +1,7 @@
 //! An event stream, followed as [`super::relay`] follows it.
 
 use super::{events::Events, watch::Watch};
-use crate::pipeline::{fuzz::chunks, parse::Asked};
+use crate::pipeline::{fuzz::chunks, hold::Allowance, parse::Asked};
 
 /// What came of a stream.
 pub(in crate::pipeline) struct Stream {
@@ -17,7 +17,7 @@ impl Stream {
     /// Of the answer to two requests, in chunks of so many bytes.
     pub(in crate::pipeline) fn of(stream: &[u8], chunk: usize) -> Self {
         let asked = Asked::of(r#"[{"id":1,"method":"x"},{"id":"a","method":"x"}]"#);
-        let mut events = Events::answering(Watch::new(asked));
+        let mut events = Events::answering(Watch::new(asked), &Allowance::default());
         let mut passed = Vec::new();
         for bytes in chunks(stream, chunk) {
             // Only a legacy endpoint is ever refused.

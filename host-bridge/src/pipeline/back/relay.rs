@@ -24,7 +24,7 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    pipeline::{error::PipelineError, place::Placed, record::Trace},
+    pipeline::{error::PipelineError, hold::Charge, place::Placed, record::Trace},
     record::{AuditEvent, Failure, Recorder},
     upstream::scan::Scrubber,
 };
@@ -51,6 +51,8 @@ pub(super) struct Relay<U> {
     awaited: bool,
     /// Nothing of it has gone to the agent: whoever holds it answers for it, and logs.
     held: bool,
+    /// For what was given back, until it has left.
+    charge: Option<Charge>,
     incomplete: Option<Incomplete>,
 }
 
@@ -119,6 +121,7 @@ impl<U> Relay<U> {
             trace,
             awaited,
             held: false,
+            charge: None,
             incomplete: None,
         }
     }
@@ -134,9 +137,10 @@ impl<U> Relay<U> {
     }
 
     /// Gives bytes back that were taken from here: they come first, and from now on all of it is passed on.
-    pub(super) fn give_back(&mut self, taken: Vec<Bytes>) {
+    pub(super) fn give_back(&mut self, (pieces, charge): (Vec<Bytes>, Charge)) {
         self.held = false;
-        for bytes in taken.into_iter().rev() {
+        self.charge = Some(charge);
+        for bytes in pieces.into_iter().rev() {
             self.out.push_front(bytes);
         }
     }
@@ -248,6 +252,7 @@ where
             if let Some(bytes) = this.out.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
+            this.charge = None;
             let step = if !this.input.is_empty() {
                 this.work()
             } else {

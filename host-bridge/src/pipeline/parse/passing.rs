@@ -10,19 +10,21 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::Asked;
-use crate::pipeline::error::PipelineError;
+use crate::pipeline::{error::PipelineError, hold::Charge};
 
 /// What was held back, then the rest.
 pub(super) struct Passing<B> {
     held: VecDeque<Bytes>,
+    /// For what was held back, until it has left.
+    charge: Option<Charge>,
     /// `None` when all was read.
     rest: Option<B>,
     asked: Asked,
 }
 
 impl<B> Passing<B> {
-    pub(super) fn new(held: Vec<Bytes>, rest: Option<B>, asked: Asked) -> Self {
-        Self { held: held.into(), rest, asked }
+    pub(super) fn new(held: Vec<Bytes>, charge: Charge, rest: Option<B>, asked: Asked) -> Self {
+        Self { held: held.into(), charge: Some(charge), rest, asked }
     }
 }
 
@@ -41,6 +43,7 @@ where
         if let Some(data) = this.held.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
+        this.charge = None;
         loop {
             let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
             let frame = ready!(Pin::new(rest).poll_frame(cx));
