@@ -25,4 +25,8 @@ pub(crate) mod record;
 pub(crate) mod refresh;
 pub(crate) mod renewals;
 pub(crate) mod revoke;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub(crate) mod token;

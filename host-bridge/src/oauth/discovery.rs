@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, StatusCode, header};
+use moat_shared::secret::Secret;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
@@ -153,17 +154,51 @@ struct Discovery<'a> {
     guard: Guard,
     left: u32,
     until: Instant,
+    /// What the server's own endpoint gets to see, and nobody else.
+    bearer: Option<HeaderValue>,
+}
+
+/// What a server says to a token that it was shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Says {
+    Yes,
+    /// 401.
+    No,
+    /// Neither: 403, a server error.
+    Else(u16),
 }
 
 /// Looks for what a server wants.
 pub(crate) async fn discover(http: &Http, guard: Guard, wish: Wish<'_>) -> Result<Found, DiscoveryError> {
-    let mut discovery = Discovery { http, guard, left: REQUESTS, until: Instant::now() + TIME };
-    discovery.run(wish).await
+    Discovery::new(http, guard).run(wish).await
 }
 
-impl Discovery<'_> {
+/// Shows a token to the server that it was given for, and to no other.
+pub(crate) async fn try_token(
+    http: &Http,
+    guard: Guard,
+    server: &Url,
+    token: &Secret<String>,
+) -> Result<Says, DiscoveryError> {
+    let mut discovery = Discovery::new(http, guard);
+    let bearer = HeaderValue::try_from(format!("Bearer {}", token.expose()));
+    let mut bearer = bearer.map_err(|_| unreachable(server, Class::UnusableAnswer))?;
+    bearer.set_sensitive(true);
+    discovery.bearer = Some(bearer);
+    Ok(match discovery.probe(server).await?.0 {
+        StatusCode::UNAUTHORIZED => Says::No,
+        status if status == StatusCode::FORBIDDEN || status.is_server_error() => Says::Else(status.as_u16()),
+        _ => Says::Yes,
+    })
+}
+
+impl<'a> Discovery<'a> {
+    fn new(http: &'a Http, guard: Guard) -> Self {
+        Self { http, guard, left: REQUESTS, until: Instant::now() + TIME, bearer: None }
+    }
+
     async fn run(&mut self, wish: Wish<'_>) -> Result<Found, DiscoveryError> {
-        let challenge = self.probe(wish.server).await?;
+        let (_, challenge) = self.probe(wish.server).await?;
         let asked = challenge.is_some();
         let challenge = challenge.unwrap_or_default();
         let resource = self.resource(wish.server, challenge.resource_metadata.as_deref()).await?;
@@ -205,13 +240,13 @@ impl Discovery<'_> {
     }
 
     /// D1: does the server ask for a token, and what does it say about it?
-    async fn probe(&mut self, server: &Url) -> Result<Option<Challenge>, DiscoveryError> {
+    async fn probe(&mut self, server: &Url) -> Result<(StatusCode, Option<Challenge>), DiscoveryError> {
         let client = json!({"name": "moat", "version": crate::build::VERSION});
         let params = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
         let initialize = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params});
         let answer = self.post(server, &initialize, &[("mcp-protocol-version", "2025-11-25")]).await?;
         if answer.status == StatusCode::UNAUTHORIZED {
-            return Ok(Some(Challenge::of(&answer.headers).unwrap_or_default()));
+            return Ok((answer.status, Some(Challenge::of(&answer.headers).unwrap_or_default())));
         }
         let session = answer.headers.get("mcp-session-id").and_then(|value| value.to_str().ok());
         let mut headers = vec![("mcp-method", "tools/list")];
@@ -229,7 +264,7 @@ impl Discovery<'_> {
         }
         let answer = self.post(server, &list, &headers).await?;
         let asked = answer.status == StatusCode::UNAUTHORIZED;
-        Ok(asked.then(|| Challenge::of(&answer.headers).unwrap_or_default()))
+        Ok((answer.status, asked.then(|| Challenge::of(&answer.headers).unwrap_or_default())))
     }
 
     async fn post(
@@ -245,6 +280,9 @@ impl Discovery<'_> {
             .header(header::ACCEPT, "application/json, text/event-stream");
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        if let Some(bearer) = &self.bearer {
+            request = request.header(header::AUTHORIZATION, bearer);
         }
         let request = request.body(Body::from(message.to_string()));
         let request = request.map_err(|_| unreachable(server, Class::ForbiddenAddress))?;

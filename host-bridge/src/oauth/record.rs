@@ -195,3 +195,37 @@ impl Record {
         next
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    const NOW: i64 = 1_000_000_000;
+
+    fn record(refreshed: i64, expires: Option<i64>) -> Record {
+        let at = |offset: i64| Timestamp::from_second(NOW + offset).unwrap();
+        let grant = "oauth:mine".parse().unwrap();
+        let mut credential = Credential::new(grant, Secret::new("t".to_owned()), [].into(), at(refreshed));
+        credential.expires_at = expires.map(at);
+        let mut record = Record::of(credential);
+        record.set(key::REFRESHED_AT, Some(&at(refreshed).to_string()));
+        record
+    }
+
+    #[test_case(0, Some(3600) => Life::Fresh; "an hour")]
+    #[test_case(-3300, Some(300) => Life::Ending; "a tenth of an hour, at most five minutes, before its end")]
+    #[test_case(-3299, Some(301) => Life::Fresh; "a second before that")]
+    #[test_case(-60, Some(29) => Life::Ending; "at least half a minute")]
+    #[test_case(0, Some(2) => Life::Fresh; "two seconds")]
+    #[test_case(-1, Some(1) => Life::Ending; "never more than half of it")]
+    #[test_case(-60, Some(0) => Life::Expired; "over")]
+    #[test_case(-60, None => Life::Unknown; "f12 nobody said")]
+    #[test_case(7 * 86_400, Some(7 * 86_400 + 3600) => Life::Unknown; "o17 the clock went back a week")]
+    #[test_case(7 * 86_400, Some(-1) => Life::Unknown; "o17 and the expiry says nothing either")]
+    #[test_case(-30 * 86_400, Some(-29 * 86_400) => Life::Expired; "o17 after a long sleep")]
+    #[test_case(3600, Some(7200) => Life::Fresh; "o17 an hour ahead is fine")]
+    fn a13_o17_lives(refreshed: i64, expires: Option<i64>) -> Life {
+        record(refreshed, expires).life(Timestamp::from_second(NOW).unwrap())
+    }
+}

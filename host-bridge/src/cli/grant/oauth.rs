@@ -102,6 +102,9 @@ pub(super) struct Args {
     /// How long to wait for the sign-in
     #[arg(long, default_value = "5m", value_parser = duration)]
     timeout: Duration,
+    /// Store the token without asking the server whether it takes it
+    #[arg(long)]
+    no_verify: bool,
     /// Let the server and its authorization server be in a private network
     #[arg(long)]
     allow_private_network: bool,
@@ -214,6 +217,7 @@ impl Args {
             device: self.device,
             timeout: self.timeout,
             only_this_host,
+            verify: !self.no_verify,
         })
     }
 }
@@ -317,7 +321,6 @@ async fn sign_in(
     let mut port = None;
     let granted = grant::grant(&http, store, inputs, &mut terminal, &mut port).await;
     let granted = granted.map_err(|error| failure(&error, &inputs.grant, port))?;
-    let credential = granted.record.credential();
     if let Some(file) = &granted.new_key_file {
         print::note(&format!(
             "Warning: this machine has no keychain, so the encryption key is in {}. Whoever reads that file can read \
@@ -325,14 +328,21 @@ async fn sign_in(
             file.display()
         ));
     }
-    print::note(&format!("OAuth credential '{}' saved to {}", inputs.grant, granted.path.display()));
-    let refresh =
-        if granted.record.refresh_token().is_some() { "auto-refresh enabled" } else { "no refresh token" };
-    match credential.expires_at {
-        Some(at) => print::note(&format!("Expires: {} ({refresh})", when::date(at, &TimeZone::system()))),
-        None => print::note(&format!("Expires: unknown ({refresh})")),
+    if let Some(warning) = &granted.warning {
+        print::note(&format!("Warning: {}", visible(warning)));
     }
+    print::note(&format!("OAuth credential '{}' saved to {}", inputs.grant, granted.path.display()));
+    print::note(&expiry(&granted.record));
     Ok(granted)
+}
+
+/// Nothing is promised that a record without a refresh token cannot keep.
+fn expiry(record: &Record) -> String {
+    let refresh = if record.refresh_token().is_some() { "auto-refresh enabled" } else { "no refresh token" };
+    match record.credential().expires_at {
+        Some(at) => format!("Expires: {} ({refresh})", when::date(at, &TimeZone::system())),
+        None => format!("Expires: unknown ({refresh})"),
+    }
 }
 
 fn failure(error: &GrantError, grant: &GrantName, port: Option<u16>) -> Failure {
@@ -490,6 +500,24 @@ mod tests {
     #[test_case("../x" => Err("invalid name: \"../x\" contains invalid characters".to_owned()))]
     fn names(name: &str) -> Result<String, String> {
         grant_of(name).map(String::from).map_err(|failure| failure.text)
+    }
+
+    #[test_case(true, false => "Expires: unknown (auto-refresh enabled)"; "renewable")]
+    #[test_case(false, false => "Expires: unknown (no refresh token)"; "no refresh token")]
+    #[test_case(false, true => "Expires: 20.. (no refresh token)"; "with its time")]
+    fn f16_what_is_said_of_the_expiry(renewable: bool, expires: bool) -> String {
+        let now = Timestamp::now();
+        let token = Secret::new("t".to_owned());
+        let mut credential =
+            crate::credentials::Credential::new(grant_of("x").unwrap(), token, [].into(), now);
+        credential.expires_at = expires.then_some(now);
+        let mut record = Record::of(credential);
+        record.set(key::REFRESH_TOKEN, renewable.then_some("r"));
+        let text = expiry(&record);
+        match text.strip_prefix("Expires: 20").and_then(|rest| rest.split_once(" (")) {
+            Some((_, rest)) => format!("Expires: 20.. ({rest}"),
+            None => text,
+        }
     }
 
     #[test]
