@@ -27,8 +27,11 @@ use crate::{body::Outgoing, chain::causes};
 /// Larger answers to a hello are none.
 const ANSWER: usize = 64 * 1024;
 
+/// Both sides have said who they are.
+pub(super) type Secured = TlsStream<Gulp<Box<dyn Carrier>>>;
+
 /// What drives the HTTP/2 connection; it has to be polled for anything to move.
-pub(crate) type Driver = Connection<TokioIo<TlsStream<Gulp<Box<dyn Carrier>>>>, Outgoing, Owned>;
+pub(crate) type Driver = Connection<TokioIo<Secured>, Outgoing, Owned>;
 
 /// A tunnel after its hello.
 pub(crate) struct Greeted {
@@ -67,11 +70,12 @@ pub(crate) async fn greet(
     tls: &Arc<ClientConfig>,
     tasks: &Owned,
 ) -> Result<Greeted, GreetError> {
-    let carrier = transport.open().await?;
-    let stream = TlsConnector::from(Arc::clone(tls))
-        .connect(tls::bridge_name(), Gulp::of_many(carrier, limits::TUNNEL_READ))
-        .await
-        .map_err(|error| sort(transport, Box::new(error)))?;
+    let stream = match transport {
+        Transport::Dials(to) => {
+            secure(to.dial().await?, tls).await.map_err(|error| sort(transport, Box::new(error)))?
+        }
+        Transport::Listens(at) => at.authenticated(tls).await,
+    };
     let (mut sender, mut driver): (SendRequest<Outgoing>, Driver) = rt::h2::sidecar(tasks.clone())
         .handshake(TokioIo::new(stream))
         .await
@@ -86,8 +90,18 @@ pub(crate) async fn greet(
             return Err(sort(transport, error));
         }
     };
-    let (bridge, protocol) = judge(answer.0, &answer.1).map_err(GreetError::Refused)?;
+    let (bridge, protocol) = judge(answer.0, &answer.1).map_err(|refusal| match refusal.kind {
+        // Another tunnel of this run is still there: that mends itself.
+        ErrorKind::TunnelDown => GreetError::Broken(refusal.message.into()),
+        _ => GreetError::Refused(refusal),
+    })?;
     Ok(Greeted { sender, driver, bridge, protocol })
+}
+
+/// TLS on a carrier, whoever dialled. The caller sets the deadline.
+pub(super) async fn secure(carrier: Box<dyn Carrier>, tls: &Arc<ClientConfig>) -> io::Result<Secured> {
+    let carrier = Gulp::of_many(carrier, limits::TUNNEL_READ);
+    TlsConnector::from(Arc::clone(tls)).connect(tls::bridge_name(), carrier).await
 }
 
 async fn say_hello(

@@ -9,9 +9,9 @@
 //! It does not know MCP. A request becomes a stream; who may send what is decided on the other side. One task
 //! ([`Uplink::run`]) owns the connection and says what state it is in; requests hold a [`Tunnel`].
 
-mod backoff;
 mod greet;
 pub(crate) mod link;
+mod listen;
 mod transport;
 
 use std::{io, sync::Arc};
@@ -20,7 +20,11 @@ use moat_shared::{
     hint::Hint,
     limits,
     plan::{self, Identity},
-    rt::{drain::Drain, exec::Owned},
+    rt::{
+        backoff::{Attempt, Backoff},
+        drain::Drain,
+        exec::Owned,
+    },
     tls::{self, TlsError},
 };
 use rustls::ClientConfig;
@@ -30,7 +34,6 @@ use tokio::{
 };
 
 use self::{
-    backoff::{Attempt, Backoff},
     greet::{Driver, GreetError, Greeted, greet},
     link::{Link, Opened},
     transport::Transport,
@@ -95,6 +98,7 @@ impl Uplink {
                     let ended = tokio::select! {
                         biased;
                         () = drain.signalled() => return self.say_goodbye(driver).await,
+                        () = self.transport.turn_away() => Ok(()),
                         ended = &mut driver => ended,
                     };
                     let why = ended
@@ -130,7 +134,7 @@ impl Uplink {
             }
             Err(_elapsed) => {
                 let seconds = limits::HANDSHAKE.as_secs();
-                self.say(Link::Down(format!("the bridge did not answer within {seconds} s").into()));
+                self.say(Link::Down(format!("{} within {seconds} s", self.transport.nobody()).into()));
                 Err(Attempt::InVain)
             }
         }

@@ -14,14 +14,19 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
+use super::listen::Listening;
+
 /// A stream of bytes to the bridge.
 pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for T {}
 
-/// How the bridge is reached; only ever one that is supported.
-#[derive(Debug, Clone)]
-pub(crate) struct Transport(Endpoint);
+/// How a stream to the bridge comes to be; only ever in a way that is supported.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    Dials(Dialling),
+    Listens(Listening),
+}
 
 /// The endpoint cannot be used by this build.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +34,17 @@ pub enum TransportError {
     /// vsock.
     #[error("the endpoint {0} is not supported yet: use unix:<path> or tcp:<ip>:<port>")]
     Vsock(Endpoint),
-    /// The bridge would have to dial.
-    #[error("waiting for the bridge to dial {0} is not supported yet: the sidecar has to dial")]
+    /// Only TCP is listened to.
+    #[error("waiting for the bridge to dial {0} is not supported yet: use tcp:<ip>:<port>")]
     Listening(Endpoint),
+    /// Somebody else has the port.
+    #[error("listening at {endpoint}")]
+    Bind {
+        /// Where.
+        endpoint: Endpoint,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 /// The bridge cannot be reached.
@@ -52,19 +65,53 @@ impl Hint for DialError {
 impl Transport {
     pub(crate) fn new(tunnel: &plan::Tunnel) -> Result<Self, TransportError> {
         let endpoint = tunnel.endpoint.clone();
-        match (tunnel.dialler, &endpoint) {
-            (Dialler::Bridge, _) => Err(TransportError::Listening(endpoint)),
-            (Dialler::Sidecar, Endpoint::Vsock { .. }) => Err(TransportError::Vsock(endpoint)),
-            (Dialler::Sidecar, Endpoint::Unix(_) | Endpoint::Tcp(_)) => Ok(Self(endpoint)),
+        match (tunnel.dialler, endpoint) {
+            (_, endpoint @ Endpoint::Vsock { .. }) => Err(TransportError::Vsock(endpoint)),
+            (Dialler::Sidecar, endpoint) => Ok(Self::Dials(Dialling(endpoint))),
+            (Dialler::Bridge, Endpoint::Tcp(address)) => Listening::at(address)
+                .map(Self::Listens)
+                .map_err(|source| TransportError::Bind { endpoint: Endpoint::Tcp(address), source }),
+            (Dialler::Bridge, endpoint @ Endpoint::Unix(_)) => Err(TransportError::Listening(endpoint)),
         }
     }
 
-    /// Opens a stream.
-    pub(crate) async fn open(&self) -> Result<Box<dyn Carrier>, DialError> {
-        self.dial().await.map_err(|source| DialError { endpoint: self.0.clone(), source })
+    /// While a tunnel stands, whoever else comes is turned away. Never returns.
+    pub(crate) async fn turn_away(&self) {
+        match self {
+            Self::Dials(_) => std::future::pending().await,
+            Self::Listens(at) => at.turn_away().await,
+        }
     }
 
-    async fn dial(&self) -> io::Result<Box<dyn Carrier>> {
+    /// What did not happen when there is no tunnel in time.
+    pub(crate) fn nobody(&self) -> &'static str {
+        match self {
+            Self::Dials(_) => "the bridge did not answer",
+            Self::Listens(_) => "the bridge did not connect to this sandbox",
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dials(to) => to.0.fmt(f),
+            Self::Listens(at) => at.fmt(f),
+        }
+    }
+}
+
+/// Where the bridge is.
+#[derive(Debug)]
+pub(crate) struct Dialling(Endpoint);
+
+impl Dialling {
+    /// Opens a stream.
+    pub(crate) async fn dial(&self) -> Result<Box<dyn Carrier>, DialError> {
+        self.open().await.map_err(|source| DialError { endpoint: self.0.clone(), source })
+    }
+
+    async fn open(&self) -> io::Result<Box<dyn Carrier>> {
         match &self.0 {
             Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
             Endpoint::Tcp(address) => {
@@ -77,12 +124,6 @@ impl Transport {
     }
 }
 
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,9 +131,11 @@ mod tests {
 
     #[test_case("unix:/a", Dialler::Sidecar => true; "unix")]
     #[test_case("tcp:127.0.0.1:1", Dialler::Sidecar => true; "tcp")]
+    #[test_case("tcp:127.0.0.1:0", Dialler::Bridge => true; "a port that the bridge dials")]
     #[test_case("vsock:2:1", Dialler::Sidecar => false; "vsock")]
-    #[test_case("unix:/a", Dialler::Bridge => false; "listening")]
-    fn supported(endpoint: &str, dialler: Dialler) -> bool {
+    #[test_case("unix:/a", Dialler::Bridge => false; "a socket that the bridge dials")]
+    #[tokio::test]
+    async fn supported(endpoint: &str, dialler: Dialler) -> bool {
         let endpoint: Endpoint = endpoint.parse().unwrap();
         match Transport::new(&plan::Tunnel { endpoint: endpoint.clone(), dialler }) {
             Ok(_) => true,

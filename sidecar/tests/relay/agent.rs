@@ -74,7 +74,15 @@ impl Rig {
 
 impl Started {
     pub(crate) async fn new(bridge: &Bridge, identity: &moat_shared::plan::Identity, timing: Timing) -> Self {
-        let (uplink, tunnel) = Uplink::new(&bridge.tunnel(), identity).unwrap();
+        Self::on(&bridge.tunnel(), identity, timing).await
+    }
+
+    pub(crate) async fn on(
+        tunnel: &moat_shared::plan::Tunnel,
+        identity: &moat_shared::plan::Identity,
+        timing: Timing,
+    ) -> Self {
+        let (uplink, tunnel) = Uplink::new(tunnel, identity).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let relay = Relay::new(listener, port, RUN.parse().unwrap(), tunnel.clone(), timing);

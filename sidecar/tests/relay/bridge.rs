@@ -31,6 +31,7 @@ use moat_shared::{
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::UnixListener,
     sync::{mpsc, oneshot},
     time::timeout,
@@ -114,30 +115,37 @@ impl Bridge {
 
     pub(crate) fn start(&self) {
         let listener = UnixListener::bind(&self.path).unwrap();
-        let (tls, to_test, tasks) = (self.tls.clone(), self.to_test.clone(), self.tasks.clone());
-        let (hello, greeted) = (Arc::clone(&self.hello), Arc::clone(&self.greeted));
+        let server = self.server();
         self.tasks.execute(async move {
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (tls, to_test, inner) = (tls.clone(), to_test.clone(), tasks.clone());
-                let (hello, greeted) = (Arc::clone(&hello), Arc::clone(&greeted));
-                tasks.execute(async move {
-                    let Ok(stream) = tls.accept(stream).await else { return };
-                    let service = service_fn(move |request| {
-                        let (to_test, hello, greeted) =
-                            (to_test.clone(), Arc::clone(&hello), Arc::clone(&greeted));
-                        async move { Ok::<_, Infallible>(answer(request, &to_test, &hello, &greeted).await) }
-                    });
-                    let _ended =
-                        rt::h2::bridge(inner).serve_connection(TokioIo::new(stream), service).await.is_ok();
-                });
+                server.serve(listener.accept().await.unwrap().0);
             }
         });
+    }
+
+    /// Dials, for one tunnel.
+    pub(crate) async fn dial(&self, address: std::net::SocketAddr) {
+        self.server().serve(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+
+    fn server(&self) -> Server {
+        Server {
+            tls: self.tls.clone(),
+            to_test: self.to_test.clone(),
+            hello: Arc::clone(&self.hello),
+            greeted: Arc::clone(&self.greeted),
+            tasks: self.tasks.clone(),
+        }
     }
 
     /// Dies, with every tunnel.
     pub(crate) async fn kill(&self) {
         std::fs::remove_file(&self.path).unwrap();
+        self.cut().await;
+    }
+
+    /// Loses every tunnel.
+    pub(crate) async fn cut(&self) {
         self.tasks.abort_all();
         self.tasks.finished().await;
     }
@@ -150,6 +158,30 @@ impl Bridge {
     /// Did nothing come through?
     pub(crate) fn is_untouched(&mut self) -> bool {
         self.calls.try_recv().is_err()
+    }
+}
+
+/// Serves streams of bytes, wherever they come from.
+struct Server {
+    tls: TlsAcceptor,
+    to_test: mpsc::UnboundedSender<Call>,
+    hello: Arc<Mutex<Hello>>,
+    greeted: Arc<Mutex<usize>>,
+    tasks: Owned,
+}
+
+impl Server {
+    fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let (tls, to_test, inner) = (self.tls.clone(), self.to_test.clone(), self.tasks.clone());
+        let (hello, greeted) = (Arc::clone(&self.hello), Arc::clone(&self.greeted));
+        self.tasks.execute(async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let service = service_fn(move |request| {
+                let (to_test, hello, greeted) = (to_test.clone(), Arc::clone(&hello), Arc::clone(&greeted));
+                async move { Ok::<_, Infallible>(answer(request, &to_test, &hello, &greeted).await) }
+            });
+            let _ended = rt::h2::bridge(inner).serve_connection(TokioIo::new(stream), service).await.is_ok();
+        });
     }
 }
 

@@ -5,6 +5,7 @@
 mod agent;
 mod binary;
 mod bridge;
+mod dialled;
 mod doors;
 mod forwarding;
 mod load;

@@ -1,4 +1,4 @@
-//! Pauses between attempts: doubling, bounded, with jitter so that many sandboxes do not knock at the same moment.
+//! Pauses between a dialler's attempts: doubling, bounded, with jitter so that many sandboxes do not knock at the same moment.
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -15,7 +15,7 @@ const PROVEN: Duration = Duration::from_secs(2);
 
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Attempt {
+pub enum Attempt {
     /// A tunnel that stood for so long.
     Stood(Duration),
     /// Nobody listens.
@@ -26,7 +26,7 @@ pub(crate) enum Attempt {
 
 /// The pauses of one uplink.
 #[derive(Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     next: Duration,
 }
 
@@ -38,7 +38,8 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The next pause, after an attempt that ended so.
-    pub(crate) fn pause(&mut self, attempt: Attempt) -> Duration {
+    #[must_use]
+    pub fn pause(&mut self, attempt: Attempt) -> Duration {
         let longest = match attempt {
             Attempt::Stood(stood) if stood >= PROVEN => {
                 *self = Self::default();
@@ -85,7 +86,7 @@ mod tests {
     fn a_bridge_that_is_gone_after_a_refusal_is_looked_for_often() {
         let mut backoff = Backoff::default();
         for _ in 0..10 {
-            backoff.pause(Attempt::InVain);
+            let _pause = backoff.pause(Attempt::InVain);
         }
         assert!(backoff.pause(Attempt::Nobody) <= NOBODY);
     }
