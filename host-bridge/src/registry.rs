@@ -6,8 +6,7 @@
 //! ```
 //!
 //! [`Registry`] is the narrow handle of everybody else. A [`Ticket`] says for as long as it lives whether its run is
-//! still served; a [`Place`] whether its tunnel is still the run's. Neither can outlive the owner's word: when the
-//! owner is gone, all of them are revoked.
+//! still served; a [`Place`] that its tunnel is the run's, and the only one. When the owner is gone, every ticket is revoked.
 
 mod durable;
 mod owner;
@@ -17,9 +16,13 @@ use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 use moat_shared::{
     hint::Hint,
     id::{RunId, ServerName},
+    limits,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::timeout,
+};
 
 pub(crate) use durable::LoadError;
 pub(crate) use owner::Owner;
@@ -71,6 +74,8 @@ pub(crate) enum RegistryError {
     },
     #[error("MCP server '{0}' has no changed policy that waits, or it has changed again")]
     NothingToAccept(ServerName),
+    #[error("another tunnel of {0} is open")]
+    Taken(RunId),
     #[error("the bridge is leaving")]
     Leaving,
 }
@@ -81,7 +86,7 @@ impl Hint for RegistryError {
             Self::Write { .. } => Some("is the disk full, or the directory not writable?".into()),
             Self::Leaving => Some("try again: a new bridge starts by itself".into()),
             Self::NothingToAccept(_) => Some("look at it again: moat policy reload".into()),
-            Self::Unknown(_) | Self::Duplicate(_) => None,
+            Self::Unknown(_) | Self::Duplicate(_) | Self::Taken(_) => None,
         }
     }
 }
@@ -98,7 +103,7 @@ enum Ask {
     Register(Register, Reply<Arc<Run>>),
     Unregister(RunId, String, Reply<()>),
     Admit(RunId, Reply<Ticket>),
-    Attach(RunId, TunnelStatus, Reply<Place>),
+    Attach(RunId, TunnelStatus, Reply<oneshot::Receiver<()>>),
     Hold(RunId, Reply<Hold>),
     Stop(RunId, Reply<()>),
     Runs(oneshot::Sender<Vec<RunStatus>>),
@@ -131,9 +136,15 @@ impl Registry {
         self.ask(|reply| Ask::Admit(run, reply)).await
     }
 
-    /// Makes a tunnel the run's; the one before loses its place.
-    pub(crate) async fn attach(&self, run: RunId, tunnel: TunnelStatus) -> Result<Place, RegistryError> {
-        self.ask(|reply| Ask::Attach(run, tunnel, reply)).await
+    /// Makes a tunnel the run's, if there is none: whoever has the key of a run that is served takes nobody's place.
+    pub(crate) async fn attach(&self, ticket: &Ticket, tunnel: TunnelStatus) -> Result<Place, RegistryError> {
+        let run = &ticket.run.id;
+        let seat = timeout(limits::SEAT, Arc::clone(&ticket.seat).acquire_owned()).await;
+        // It is never closed.
+        let seat =
+            seat.map_err(|_| RegistryError::Taken(run.clone()))?.map_err(|_| RegistryError::Leaving)?;
+        let shown = self.ask(|reply| Ask::Attach(run.clone(), tunnel, reply)).await?;
+        Ok(Place { _shown: shown, _seat: seat })
     }
 
     /// Holds a run for as long as the [`Hold`] lives.
@@ -199,6 +210,8 @@ pub(crate) struct Ticket {
     pub(crate) run: Arc<Run>,
     /// The owner holds the other end and drops it to revoke.
     alive: watch::Receiver<()>,
+    /// The place of the run's one tunnel.
+    seat: Arc<Semaphore>,
 }
 
 impl Ticket {
@@ -213,17 +226,12 @@ impl Ticket {
     }
 }
 
-/// That a tunnel is the run's. Dropping it says that the tunnel is gone.
+/// That a tunnel is the run's, and the only one. Dropping it says that the tunnel is gone.
 #[derive(Debug)]
 pub(crate) struct Place {
-    lost: oneshot::Receiver<()>,
-}
-
-impl Place {
-    /// Returns when another tunnel took the place.
-    pub(crate) async fn lost(&mut self) {
-        let _dropped = (&mut self.lost).await;
-    }
+    /// For as long as the run is shown with a tunnel; dropped first.
+    _shown: oneshot::Receiver<()>,
+    _seat: OwnedSemaphorePermit,
 }
 
 /// That somebody holds a run, and what the holder is told.

@@ -24,6 +24,9 @@ pub const REQUEST_HEAD: Duration = Duration::from_secs(10);
 pub const AGENT_IDLE: Duration = Duration::from_secs(5 * 60);
 /// TLS, HTTP/2 preface and hello of a new tunnel together.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a tunnel waits for the end of the one before, which may have been lost without a word on this side. A run has
+/// one at a time.
+pub const SEAT: Duration = Duration::from_secs(2);
 /// How long a request waits for a tunnel that is down (T4).
 pub const TUNNEL_WAIT: Duration = Duration::from_secs(15);
 /// How long PID 1 waits for the relay's first tunnel before it gives up and starts nothing.

@@ -168,7 +168,7 @@ impl From<RegistryError> for Refusal {
         let status = match error {
             RegistryError::Unknown(_) => StatusCode::NOT_FOUND,
             RegistryError::Duplicate(_) => StatusCode::BAD_REQUEST,
-            RegistryError::NothingToAccept(_) => StatusCode::CONFLICT,
+            RegistryError::NothingToAccept(_) | RegistryError::Taken(_) => StatusCode::CONFLICT,
             RegistryError::Write { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             RegistryError::Leaving => StatusCode::SERVICE_UNAVAILABLE,
         };

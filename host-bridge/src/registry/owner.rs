@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use moat_shared::id::{RunId, ServerName};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 
 use super::{
-    Ask, Hold, LoadError, Place, Registry, RegistryError, Reply, Run, Ticket,
+    Ask, Hold, LoadError, Registry, RegistryError, Reply, Run, Ticket,
     durable::{self, Unreadable},
 };
 use crate::{
@@ -69,8 +69,10 @@ struct Entry {
     run: Arc<Run>,
     /// Dropping it revokes every ticket.
     alive: watch::Sender<()>,
-    /// Dropping the sender takes the tunnel's place away.
+    /// The last tunnel, which is gone when the other end is.
     tunnel: Option<(oneshot::Sender<()>, TunnelStatus)>,
+    /// Held by the tunnel that there is.
+    seat: Arc<Semaphore>,
     holds: Vec<mpsc::Sender<HoldEvent>>,
     stop_asked: bool,
     troubles: BTreeMap<ServerName, Trouble>,
@@ -462,6 +464,7 @@ impl Entry {
             run,
             alive: watch::Sender::new(()),
             tunnel: None,
+            seat: Arc::new(Semaphore::new(1)),
             holds: Vec::new(),
             stop_asked: false,
             troubles: BTreeMap::new(),
@@ -469,13 +472,13 @@ impl Entry {
     }
 
     fn ticket(&self) -> Ticket {
-        Ticket { run: Arc::clone(&self.run), alive: self.alive.subscribe() }
+        Ticket { run: Arc::clone(&self.run), alive: self.alive.subscribe(), seat: Arc::clone(&self.seat) }
     }
 
-    fn attach(&mut self, status: TunnelStatus) -> Place {
-        let (keep, lost) = oneshot::channel();
+    fn attach(&mut self, status: TunnelStatus) -> oneshot::Receiver<()> {
+        let (keep, shown) = oneshot::channel();
         self.tunnel = Some((keep, status));
-        Place { lost }
+        shown
     }
 
     fn ask_to_stop(&mut self) {

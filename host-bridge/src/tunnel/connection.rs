@@ -4,7 +4,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -24,7 +24,7 @@ use moat_shared::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::yield_now,
     time::{Instant, sleep_until, timeout_at},
 };
@@ -59,7 +59,10 @@ struct Session<D> {
     run: RunId,
     /// `None`: the certificate is good and the run is not, which every request is told.
     ticket: Option<Ticket>,
-    greeted: watch::Sender<bool>,
+    /// A hello is being answered, or was.
+    asked: AtomicBool,
+    /// It was answered well.
+    greeted: AtomicBool,
     /// To the connection, which watches over it.
     place: mpsc::Sender<Place>,
     /// A run has one tunnel, so this is the run's.
@@ -93,7 +96,6 @@ impl Drop for Unanswered<'_> {
 enum End {
     Closed(Result<(), hyper::Error>),
     RunOver,
-    Replaced,
     NoHello,
     Evicted,
 }
@@ -145,7 +147,8 @@ impl<D: Door> Connection<D> {
             shared: Arc::clone(&self.shared),
             run: run.clone(),
             ticket: ticket.clone(),
-            greeted: watch::Sender::new(false),
+            asked: AtomicBool::new(false),
+            greeted: AtomicBool::new(false),
             place: to_us,
             budget: Budget::default(),
             unanswered: AtomicUsize::new(0),
@@ -162,15 +165,15 @@ impl<D: Door> Connection<D> {
         let mut connection = pin!(h2::bridge(tasks).serve_connection(TokioIo::new(stream), service));
 
         let mut half_open = Some(self.half_open);
-        let mut place: Option<Place> = None;
+        // While this lives the run has no other tunnel.
+        let mut _place: Option<Place> = None;
         let mut draining = false;
         let end = loop {
             tokio::select! {
                 biased; // what revokes comes before what serves
                 () = revoked(ticket.clone()) => break End::RunOver,
-                () = lost(&mut place) => break End::Replaced,
                 Some(taken) = places.recv() => {
-                    place = Some(taken);
+                    _place = Some(taken);
                     half_open = None;
                 }
                 () = self.drain.signalled(), if !draining => {
@@ -193,13 +196,6 @@ async fn revoked(ticket: Option<Ticket>) {
     }
 }
 
-async fn lost(place: &mut Option<Place>) {
-    match place {
-        Some(place) => place.lost().await,
-        None => std::future::pending().await,
-    }
-}
-
 async fn evicted(half_open: &mut Option<Guard>) {
     match half_open {
         Some(guard) => guard.evicted().await,
@@ -214,7 +210,6 @@ fn report(run: &RunId, end: &End) {
             tracing::info!(%run, error = %crate::cli::with_causes(error), "tunnel lost");
         }
         End::RunOver => tracing::info!(%run, "tunnel closed: the run is over"),
-        End::Replaced => tracing::info!(%run, "tunnel closed: another one took its place"),
         End::NoHello => tracing::warn!(%run, "tunnel closed: no hello in time"),
         End::Evicted => tracing::warn!(%run, "tunnel closed: too many that did not say hello"),
     }
@@ -254,9 +249,9 @@ impl<D: Door> Session<D> {
             );
         };
         if request.uri().path() == wire::HELLO_PATH {
-            return self.hello(request).await;
+            return self.hello(ticket, request).await;
         }
-        if !*self.greeted.borrow() {
+        if !self.greeted.load(Ordering::Acquire) {
             return own_error(ErrorKind::VersionMismatch, "moat: the sidecar did not say hello");
         }
         let in_order = ending::takes_trailers(request.headers());
@@ -267,7 +262,7 @@ impl<D: Door> Session<D> {
         })
     }
 
-    async fn hello(&self, request: Request<Incoming>) -> Answer {
+    async fn hello(&self, ticket: &Ticket, request: Request<Incoming>) -> Answer {
         if request.method() != Method::POST {
             return own_error(ErrorKind::MethodNotAllowed, "moat: a hello is a POST");
         }
@@ -281,17 +276,30 @@ impl<D: Door> Session<D> {
             tracing::warn!(run = %self.run, error = %mismatch, "a tunnel is refused");
             return own_error(ErrorKind::VersionMismatch, &format!("moat: {mismatch}"));
         }
-        if self.greeted.send_replace(true) {
+        if self.asked.swap(true, Ordering::AcqRel) {
             return own_error(ErrorKind::BadRequest, "moat: a second hello");
         }
         let sidecar: String = theirs.build.chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
-        tracing::info!(run = %self.run, %sidecar, protocol = theirs.protocol, "tunnel open");
-        let status = TunnelStatus { since: Timestamp::now(), sidecar, transport: "unix".to_owned() };
-        match self.shared.registry.attach(self.run.clone(), status).await {
-            // The connection is gone if it does not take it; so is this stream then.
-            Ok(place) => drop(self.place.send(place).await),
-            Err(error) => return own_error(ErrorKind::RunEnded, &format!("moat: {error}")),
+        let status =
+            TunnelStatus { since: Timestamp::now(), sidecar: sidecar.clone(), transport: "unix".to_owned() };
+        match self.shared.registry.attach(ticket, status).await {
+            Ok(place) => {
+                self.greeted.store(true, Ordering::Release);
+                // The connection is gone if it does not take it; so is this stream then.
+                drop(self.place.send(place).await);
+            }
+            Err(error) => {
+                tracing::warn!(run = %self.run, %error, "a tunnel is refused");
+                // The next hello may find the place free.
+                self.asked.store(false, Ordering::Release);
+                let kind = match error {
+                    RegistryError::Taken(_) => ErrorKind::TunnelDown,
+                    _ => ErrorKind::RunEnded,
+                };
+                return own_error(kind, &format!("moat: {error}"));
+            }
         }
+        tracing::info!(run = %self.run, %sidecar, protocol = theirs.protocol, "tunnel open");
         json(StatusCode::OK, serde_json::to_vec(&ours).unwrap_or_default())
     }
 }

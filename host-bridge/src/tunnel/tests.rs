@@ -306,15 +306,23 @@ async fn the_end_of_a_run_ends_its_streams_and_its_tunnel() {
 }
 
 #[tokio::test]
-async fn a_second_tunnel_takes_the_place_of_the_first() {
+async fn a_second_tunnel_is_refused_while_the_first_lives() {
     let rig = Rig::new();
     let (_, identity) = rig.run().await;
     let mut first = rig.tunnel(&identity).await;
     let mut open = soon(first.send("/mcp/open", Vec::new())).await.unwrap().into_body();
     assert!(soon(open.frame()).await.unwrap().is_ok());
-    let mut second = rig.tunnel(&identity).await;
-    first.closed().await;
-    rig.idle().await;
+    let mut second = rig.connect(&identity).await.unwrap();
+    let (status, text) = second.hello(&Hello::ours()).await.unwrap();
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("tunnel_down"), "{text}");
+    let (status, text) = second.get("/mcp/x", Vec::new()).await.unwrap();
+    assert!(
+        status == StatusCode::SERVICE_UNAVAILABLE && text.contains("say hello"),
+        "not served either: {text}"
+    );
+    assert_eq!(first.get("/mcp/x", Vec::new()).await.unwrap().0, StatusCode::OK);
+    drop((first, open));
+    assert_eq!(second.hello(&Hello::ours()).await.unwrap().0, StatusCode::OK, "the place is free");
     assert_eq!(second.get("/mcp/x", Vec::new()).await.unwrap().0, StatusCode::OK);
     assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_some());
 }

@@ -111,15 +111,28 @@ async fn the_end_of_a_run_revokes_its_tickets_and_its_tunnel() {
     let rig = start(&Home::at(dir.path()));
     let run = rig.registry.register(wish(Process::current())).await.unwrap();
     let mut ticket = rig.registry.admit(run.id.clone()).await.unwrap();
-    let mut first = rig.registry.attach(run.id.clone(), tunnel()).await.unwrap();
-    let mut second = rig.registry.attach(run.id.clone(), tunnel()).await.unwrap();
-    soon(first.lost()).await;
+    let _first = rig.registry.attach(&ticket, tunnel()).await.unwrap();
     assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_some());
     assert!(ticket.is_valid());
     rig.registry.unregister(run.id.clone(), "test".to_owned()).await.unwrap();
     assert!(!ticket.is_valid());
     soon(ticket.revoked()).await;
-    soon(second.lost()).await;
+    assert!(rig.registry.attach(&ticket, tunnel()).await.is_err(), "a run that is over has no tunnels");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_has_one_tunnel() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = start(&Home::at(dir.path()));
+    let run = rig.registry.register(wish(Process::current())).await.unwrap();
+    let ticket = rig.registry.admit(run.id.clone()).await.unwrap();
+    let first = rig.registry.attach(&ticket, tunnel()).await.unwrap();
+    let second = rig.registry.attach(&ticket, tunnel()).await;
+    assert!(matches!(second, Err(RegistryError::Taken(_))), "{second:?}");
+    // One that ends soon is waited for.
+    let (next, ()) = tokio::join!(rig.registry.attach(&ticket, tunnel()), async { drop(first) });
+    assert!(next.is_ok());
+    assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_some());
 }
 
 #[tokio::test]
@@ -127,7 +140,8 @@ async fn a_tunnel_that_is_gone_does_not_show() {
     let dir = tempfile::tempdir().unwrap();
     let rig = start(&Home::at(dir.path()));
     let run = rig.registry.register(wish(Process::current())).await.unwrap();
-    drop(rig.registry.attach(run.id.clone(), tunnel()).await.unwrap());
+    let ticket = rig.registry.admit(run.id.clone()).await.unwrap();
+    drop(rig.registry.attach(&ticket, tunnel()).await.unwrap());
     assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_none());
 }
 
