@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("no_privileges", ENGINE, no_privileges),
     Test::new("the_engine_keeps_no_secret", ENGINE, the_engine_keeps_no_secret),
     Test::new("an_image_that_is_not_there", ENGINE, an_image_that_is_not_there),
+    Test::new("one_that_does_not_start_is_removed", ENGINE, one_that_does_not_start_is_removed),
     Test::new("removed_by_hand", ENGINE, removed_by_hand),
     Test::new("the_command_is_killed", ENGINE, the_command_is_killed),
     Test::new(
@@ -183,6 +184,20 @@ fn an_image_that_is_not_there() -> Outcome {
         unnamed.err.clone()
     })?;
     ensure(rig.bridge().is_none() && rig.runs().is_empty(), || "something was started".to_owned())
+}
+
+/// By the command itself, not by a bridge that looks for what dead commands left.
+fn one_that_does_not_start_is_removed() -> Outcome {
+    let rig = Rig::new()?;
+    rig.config("")?;
+    // No engine mounts a file over a directory.
+    let mount = format!("{}/moat.yaml:/bin:ro", rig.workspace().display());
+    let workspace = rig.workspace().to_string_lossy().into_owned();
+    let ran = rig.run(&["run", "--mount", &mount, &workspace, "--", "true"])?;
+    let left = rig.containers();
+    ensure(ran.code == 1 && ran.err.contains("not a directory"), || ran.err.clone())?;
+    ensure(!ran.err.contains("panicked") && !ran.err.contains("not removed"), || ran.err.clone())?;
+    ensure(left.is_empty(), || format!("{left:?} is left"))
 }
 
 /// A run whose program sleeps, and its container.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     container::{HOME, is_left_behind},
@@ -60,19 +61,12 @@ impl Drop for Removal {
         let (id, socket, expected) = (self.id.clone(), self.socket.clone(), self.expected);
         let remove = move || {
             let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let removed = tokio.block_on(tokio::time::timeout(PATIENCE, async {
-                let engine = Engine::at(&socket).await?;
-                let expected = expected.then(|| tokio::time::Instant::now() + EXPECTED);
-                while !remove(&engine, &id).await?
-                    && expected.is_some_and(|until| tokio::time::Instant::now() < until)
-                {
-                    tokio::time::sleep(engine::FIRST_PAUSE).await;
-                }
-                Ok(())
-            }));
+            // Timers are made in the runtime's context.
+            let removed =
+                tokio.block_on(async { timeout(PATIENCE, remove_expected(&socket, &id, expected)).await });
             match removed {
                 Ok(Ok(())) => {}
-                Ok(Err::<(), EngineError>(error)) => {
+                Ok(Err(error)) => {
                     tracing::warn!("container {id} was not removed: {error}")
                 }
                 Err(_) => tracing::warn!("container {id} was not removed: its engine does not answer"),
@@ -85,6 +79,16 @@ impl Drop for Removal {
             tracing::warn!("container {} was not removed", self.id);
         }
     }
+}
+
+/// One that may not be there yet is waited for.
+async fn remove_expected(socket: &Path, id: &str, expected: bool) -> Result<(), EngineError> {
+    let engine = Engine::at(socket).await?;
+    let until = expected.then(|| Instant::now() + EXPECTED);
+    while !remove(&engine, id).await? && until.is_some_and(|until| Instant::now() < until) {
+        sleep(engine::FIRST_PAUSE).await;
+    }
+    Ok(())
 }
 
 /// By force, with its anonymous volumes. One that is not there any more, or is being removed, is as good. Was it there?
