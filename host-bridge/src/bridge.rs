@@ -35,7 +35,7 @@ use moat_shared::{
 };
 use tokio::{
     net::UnixListener,
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -155,7 +155,8 @@ impl Bridge {
         let authority = Authority::open(&home)?;
         let (recorder, writer) = Recorder::with_writer(home.clone());
         let (left_behind, tell) = LeftBehind::new(home.clone());
-        let (registry, notices, owner) = Owner::restore(&home, recorder.clone(), tell)?;
+        let (to_dial, dials) = mpsc::unbounded_channel();
+        let (registry, notices, owner) = Owner::restore(&home, recorder.clone(), tell, to_dial)?;
         let watcher = Watcher {
             registry: registry.clone(),
             recorder: recorder.clone(),
@@ -178,7 +179,7 @@ impl Bridge {
         .map_err(BindError::Pipeline)?;
         let mut doors: Vec<Pipeline> = (1..workers()).map(|_| pipeline.beside()).collect();
         doors.push(pipeline);
-        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), doors)
+        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), dials, doors)
             .map_err(failed("listening at", &sockets[1]))?;
         let state = Arc::new(State {
             registry,

@@ -14,6 +14,7 @@ mod owner;
 use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 
 use moat_shared::{
+    endpoint::Endpoint,
     hint::Hint,
     id::{RunId, ServerName},
     limits,
@@ -55,6 +56,9 @@ pub(crate) struct Run {
     /// The host user's name, for policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
+    /// Where the bridge dials the run's sidecar, if it has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dial: Option<Endpoint>,
     pub(crate) holder: Process,
     pub(crate) registered: jiff::Timestamp,
 }
@@ -109,6 +113,8 @@ enum Ask {
     Runs(oneshot::Sender<Vec<RunStatus>>),
     /// Every server that has a policy.
     Policies(oneshot::Sender<Vec<(RunId, Server)>>),
+    /// The sandbox of a run is to be dialled here.
+    Dial(RunId, Endpoint, Reply<()>),
     /// The policy that waits for a server, and has this hash, is accepted.
     Accept(RunId, ServerName, String, Reply<()>),
     /// Leave, unless `only_if_idle` and there are runs; nothing is registered afterwards.
@@ -155,6 +161,11 @@ impl Registry {
     /// Tells the holder of a run that it is to stop; one that comes back after a restart is told then.
     pub(crate) async fn stop(&self, run: RunId) -> Result<(), RegistryError> {
         self.ask(|reply| Ask::Stop(run, reply)).await
+    }
+
+    /// Has the sandbox of a run dialled, now and after every restart. It is on disk when this returns.
+    pub(crate) async fn dial(&self, run: RunId, endpoint: Endpoint) -> Result<(), RegistryError> {
+        self.ask(|reply| Ask::Dial(run, endpoint, reply)).await
     }
 
     /// All runs, oldest first.

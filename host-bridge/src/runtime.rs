@@ -25,6 +25,7 @@ use std::{
 };
 
 use moat_shared::{
+    endpoint::Endpoint,
     hint::Hint,
     plan::{Ids, Startup, Tunnel, User},
 };
@@ -64,6 +65,26 @@ pub(crate) struct Order {
     pub(crate) container: ContainerOptions,
     /// `None`: the runtime's default.
     pub(crate) network: Option<NetworkMode>,
+    /// `None`: what fits the engine.
+    pub(crate) tunnel: Option<TunnelKind>,
+}
+
+/// How a sandbox and the bridge come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TunnelKind {
+    /// The bridge's unix socket is mounted into the sandbox, which needs no network.
+    Unix,
+    /// The sandbox listens, the engine publishes the port on this machine's loopback, the bridge connects.
+    Published,
+}
+
+impl TunnelKind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Unix => "unix",
+            Self::Published => "published",
+        }
+    }
 }
 
 /// How the sandbox will look from inside: what the plan must say.
@@ -136,6 +157,10 @@ pub(crate) trait Built {
 pub(crate) trait Running {
     /// What the runtime calls the sandbox: a container's id, or the pid of a process whose end is the sandbox's.
     fn id(&self) -> String;
+    /// Where the bridge has to go, if the sandbox cannot come to it.
+    fn dial(&self) -> Option<Endpoint> {
+        None
+    }
     /// To PID 1.
     fn signal(&self, signal: Signal) -> impl Future<Output = io::Result<()>>;
     /// Without asking.
@@ -165,6 +190,10 @@ pub(crate) enum RuntimeError {
     Network { mode: &'static str, runtime: &'static str },
     #[error("network mode 'open' needs pasta, which is not on this machine")]
     NoPasta,
+    #[error("the {0} runtime has no tunnel '{1}'")]
+    Tunnel(&'static str, &'static str),
+    #[error("a published port needs a network, and network.mode is 'none'")]
+    PublishedNowhere,
     #[error("no command")]
     NoCommand,
     #[error("no image is named for the {0} runtime")]
@@ -200,6 +229,8 @@ impl Hint for RuntimeError {
             Self::Network { .. } => {
                 Some("network.mode may be 'none', or 'open', which is the default".into())
             }
+            Self::Tunnel(..) => Some("leave --tunnel (MOAT_TUNNEL) out: it is for containers".into()),
+            Self::PublishedNowhere => Some("leave network.mode out, or use --tunnel unix where the engine runs on this very machine".into()),
             Self::NoCommand => Some("give one after --, or 'command:' in moat.yaml".into()),
             Self::NoImage(_) => {
                 Some("name one: --image NAME, or 'image:' in moat.yaml; build moat's own: moat image build (base for `moat run`, claude, \

@@ -6,11 +6,14 @@
 //! ```
 //!
 //! The accept loop awaits nobody. Who calls is read from the certificate, whether it is served is the registry's word,
-//! and what is asked goes through the [`Door`]. Any byte stream will do; a unix socket is the one that listens here.
+//! and what is asked goes through the [`Door`]. Any byte stream will do: [`carrier`] says which there are, and [`dial`] goes
+//! to the sandboxes that cannot come here.
 //! What was accepted is served by one of a few threads ([`workers`]).
 
 mod budget;
+mod carrier;
 mod connection;
+mod dial;
 mod ending;
 mod half_open;
 mod workers;
@@ -21,10 +24,15 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use moat_shared::{limits, rt::drain::Drain};
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::mpsc, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use self::{half_open::HalfOpen, workers::Workers};
+pub(crate) use self::dial::Dial;
+use self::{
+    carrier::{Carrier, Origin},
+    half_open::HalfOpen,
+    workers::Workers,
+};
 use crate::registry::{Registry, Run};
 
 /// Tunnels that have not said hello yet. Beyond this the oldest goes: who is honest needs milliseconds.
@@ -53,6 +61,9 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Tunnels {
     listener: UnixListener,
     workers: Workers,
+    registry: Registry,
+    /// Sandboxes that are to be dialled.
+    dials: mpsc::UnboundedReceiver<Dial>,
 }
 
 /// What the tunnels of a worker share.
@@ -71,15 +82,17 @@ impl Tunnels {
         path: &Path,
         tls: rustls::ServerConfig,
         registry: Registry,
+        dials: mpsc::UnboundedReceiver<Dial>,
         doors: Vec<D>,
     ) -> io::Result<Self> {
-        Self::patient(path, tls, registry, doors, limits::HANDSHAKE)
+        Self::patient(path, tls, registry, dials, doors, limits::HANDSHAKE)
     }
 
     fn patient<D: Door>(
         path: &Path,
         tls: rustls::ServerConfig,
         registry: Registry,
+        dials: mpsc::UnboundedReceiver<Dial>,
         doors: Vec<D>,
         patience: Duration,
     ) -> io::Result<Self> {
@@ -88,21 +101,31 @@ impl Tunnels {
         let listener = crate::bridge::listen(path, 0o666)?;
         let tls = TlsAcceptor::from(Arc::new(tls));
         let shared = |door| Arc::new(Shared { tls: tls.clone(), registry: registry.clone(), door, patience });
-        Ok(Self { listener, workers: Workers::start(doors.into_iter().map(shared).collect())? })
+        let workers = Workers::start(doors.into_iter().map(shared).collect())?;
+        Ok(Self { listener, workers, registry, dials })
     }
 
     /// Serves until the drain has been signalled and every tunnel is gone. Dropping this ends them all.
     pub(crate) async fn run(self, mut drain: Drain) {
-        let Self { listener, workers } = self;
+        let Self { listener, workers, registry, mut dials } = self;
         let half_open = HalfOpen::new(HALF_OPEN);
+        let (dialled, mut arriving) = mpsc::channel(1);
+        let mut diallers = JoinSet::new();
         loop {
-            let accepted = tokio::select! {
+            let come = tokio::select! {
                 biased; // a drain must win over a ready listener
                 () = drain.signalled() => break,
-                accepted = listener.accept() => accepted,
+                Some(_) = diallers.join_next() => continue,
+                Some(dial) = dials.recv() => {
+                    diallers.spawn(dial::keep(dial, registry.clone(), dialled.clone()));
+                    continue;
+                }
+                Some(arrived) = arriving.recv() => Ok(arrived),
+                accepted = listener.accept() => {
+                    accepted.map(|(stream, _)| (Carrier::Unix(stream), Origin::Accepted))
+                }
             };
-            let taken =
-                accepted.and_then(|(stream, _)| workers.take(stream, half_open.enter(), drain.clone()));
+            let taken = come.and_then(|come| workers.take(come, half_open.enter(), drain.clone()));
             if let Err(error) = taken {
                 // A lack of descriptors: whoever did not say who he is gives one back.
                 if half_open.evict_oldest() {
@@ -116,7 +139,7 @@ impl Tunnels {
                 }
             }
         }
-        drop(listener);
+        drop((listener, diallers));
         workers.finish().await;
     }
 }

@@ -17,6 +17,8 @@ pub const INCOMPLETE: &str = "moat-incomplete";
 pub const BRIDGE_DNS_NAME: &str = "bridge.moat.internal";
 /// What a run's certificate names it by: `<run id>.run.moat.internal`.
 pub const RUN_DNS_SUFFIX: &str = ".run.moat.internal";
+/// Where the sidecar waits in its container for the bridge, where that has to come.
+pub const TUNNEL_PORT: u16 = 19081;
 /// The port on which the relay listens inside the sandbox, unless the plan says otherwise.
 pub const RELAY_PORT: u16 = 19080;
 

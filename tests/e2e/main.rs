@@ -1,6 +1,6 @@
 //! End to end: the real `moat`, its bridge and its sandboxes, with real servers and clients on both sides.
 //!
-//! Each test of a sandbox is a row per [`Place`]: namespaces, Docker, podman. A test that needs a part which this machine has not is ignored, and one line says so. With
+//! Each test of a sandbox is a row per [`Place`]: namespaces, Docker, podman, Docker over a published port. A test that needs a part which this machine has not is ignored, and one line says so. With
 //! `MOAT_TESTS_REQUIRE=all` it fails instead.
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,7 @@ mod network;
 mod oauth;
 mod policy;
 mod preflight;
+mod published;
 mod restart;
 mod rules;
 mod sandbox;
@@ -120,9 +121,19 @@ fn places(name: &str, test: &Test) -> Vec<Place> {
     if name.starts_with("containers::") || name.starts_with("images::") {
         return vec![Place::Docker, Place::Podman];
     }
+    if name.starts_with("published::") {
+        return vec![Place::Published];
+    }
     let everywhere =
         test.needs.contains(&Part::Sandbox) && !PROCESS_ONLY.iter().any(|only| name.starts_with(only));
-    if everywhere { Place::ALL.to_vec() } else { vec![Place::Process] }
+    match everywhere {
+        false => vec![Place::Process],
+        // A port is published on a network that the container has.
+        true if name == "sandbox::only_loopback" => {
+            Place::ALL.into_iter().filter(|place| *place != Place::Published).collect()
+        }
+        true => Place::ALL.to_vec(),
+    }
 }
 
 fn main() -> ExitCode {
@@ -161,6 +172,7 @@ fn main() -> ExitCode {
         ("detached", detached::TESTS),
         ("further", further::TESTS),
         ("containers", containers::TESTS),
+        ("published", published::TESTS),
         ("agents", agents::TESTS),
         ("images", images::TESTS),
     ];

@@ -18,6 +18,8 @@ pub enum Place {
     Docker,
     /// podman, the same.
     Podman,
+    /// Docker, with its own network: the bridge goes to a published port.
+    Published,
 }
 
 thread_local! {
@@ -26,7 +28,7 @@ thread_local! {
 
 impl Place {
     /// All rows.
-    pub const ALL: [Self; 3] = [Self::Process, Self::Docker, Self::Podman];
+    pub const ALL: [Self; 4] = [Self::Process, Self::Docker, Self::Podman, Self::Published];
 
     /// As a test's name begins.
     #[must_use]
@@ -34,6 +36,17 @@ impl Place {
         match self {
             Self::Process => "process",
             Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Published => "published",
+        }
+    }
+
+    /// What moat calls its runtime.
+    #[must_use]
+    pub const fn runtime(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Docker | Self::Published => "docker",
             Self::Podman => "podman",
         }
     }
@@ -43,7 +56,7 @@ impl Place {
     pub const fn part(self) -> Part {
         match self {
             Self::Process => Part::Sandbox,
-            Self::Docker => Part::Docker,
+            Self::Docker | Self::Published => Part::Docker,
             Self::Podman => Part::Podman,
         }
     }
@@ -66,7 +79,7 @@ impl Place {
     pub fn engine(self) -> Outcome<Option<&'static Engine>> {
         match self {
             Self::Process => Ok(None),
-            Self::Docker => engine::docker().map(Some),
+            Self::Docker | Self::Published => engine::docker().map(Some),
             Self::Podman => engine::podman().map(Some),
         }
     }

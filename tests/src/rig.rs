@@ -164,10 +164,13 @@ impl Rig {
         let authority = Authority::new()?;
         authority.write_pem(&root.path().join("ca.pem"))?;
         let place = Place::here();
-        let mut env = BTreeMap::from([("MOAT_RUNTIME".to_owned(), place.name().to_owned())]);
+        let mut env = BTreeMap::from([("MOAT_RUNTIME".to_owned(), place.runtime().to_owned())]);
         if let Some(engine) = place.engine()? {
             let variable = if place == Place::Podman { "CONTAINER_HOST" } else { "DOCKER_HOST" };
             env.insert(variable.to_owned(), engine.host());
+        }
+        if place == Place::Published {
+            env.insert("MOAT_TUNNEL".to_owned(), "published".to_owned());
         }
         Ok(Self { mark, root, workspace, place, authority, env, prefix: Vec::new() })
     }
@@ -209,9 +212,10 @@ impl Rig {
     pub fn config(&self, yaml: &str) -> Outcome {
         let mut yaml = yaml.to_owned();
         if self.place != Place::Process {
+            let network = if self.place == Place::Published { "open" } else { "none" };
             for (key, line) in [
                 ("image:", format!("image: {}\n", engine::IMAGE)),
-                ("network:", "network: {mode: none}\n".into()),
+                ("network:", format!("network: {{mode: {network}}}\n")),
             ] {
                 if !yaml.lines().any(|line| line.starts_with(key)) {
                     yaml.push_str(&line);

@@ -8,6 +8,7 @@ use super::{Context, Failure, Outcome};
 use crate::{
     config,
     run::{self, name::RunName, order::Request},
+    runtime::TunnelKind,
 };
 
 #[derive(Debug, clap::Args)]
@@ -51,6 +52,9 @@ pub(crate) struct Shared {
     /// What drives the sandbox: process, docker or podman [default: docker where an image is named or moat's own of the agent is there, else process]
     #[arg(long, env = "MOAT_RUNTIME", hide_env_values = true, value_name = "NAME")]
     runtime: Option<String>,
+    /// How container and bridge come together [default: unix; published where the engine runs in a machine of its own]
+    #[arg(long, env = "MOAT_TUNNEL", hide_env_values = true, value_name = "KIND")]
+    tunnel: Option<TunnelKind>,
     /// The container's image
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
@@ -93,6 +97,7 @@ impl Shared {
             mounts: self.mounts,
             name: self.name,
             runtime: self.runtime,
+            tunnel: self.tunnel,
             image: self.image,
             no_prompt: self.no_prompt,
             detached: self.detach,

@@ -5,6 +5,7 @@
 //! | `POST /v1/runs` [`Register`] | 201 [`Registered`], after the run is on disk |
 //! | `GET /v1/runs/<id>/hold` | 200, JSON lines of [`HoldEvent`] for as long as the command holds the run |
 //! | `POST /v1/runs/<id>/stop` | 202; the holder is told |
+//! | `POST /v1/runs/<id>/dial` [`Dial`] | 204; where the run's sidecar waits is on disk, and the bridge goes there |
 //! | `DELETE /v1/runs/<id>` | 204; its tunnels are closed |
 //! | `GET /v1/runs/<id>/policies` | 200, a list of [`PolicyState`] |
 //! | `POST /v1/runs/<id>/policies` [`Accept`] | 204; the policy that waited is on disk and in force |
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use moat_shared::{
+    endpoint::Endpoint,
     grant::GrantName,
     id::{RunId, ServerName},
     plan::Identity,
@@ -56,6 +58,14 @@ pub(crate) struct Register {
     pub(crate) user: Option<String>,
     /// The process that holds the run. When it is gone and nobody else holds the run, the run is over.
     pub(crate) holder: Process,
+}
+
+/// Where the sidecar of a run waits to be dialled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Dial {
+    /// As the host sees it.
+    pub(crate) endpoint: Endpoint,
 }
 
 /// A process, safe against reuse of its pid.

@@ -11,7 +11,7 @@ use moat_shared::{hint::Hint, id::RunId};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
-use super::api::{Accept, HoldEvent, PolicyState, Problem, Register, Registered, Status};
+use super::api::{Accept, Dial, HoldEvent, PolicyState, Problem, Register, Registered, Status};
 use crate::{build, home::Home};
 
 /// Longer than any disk needs to take a registration.
@@ -120,6 +120,11 @@ impl Client {
         ask_nothing(&self.socket, Method::POST, &format!("/v1/runs/{run}/stop")).await
     }
 
+    /// Has the bridge go to the run's sidecar. That is on disk when this returns.
+    pub(crate) async fn dial(&self, run: &RunId, to: &Dial) -> Result<(), ClientError> {
+        tell(&self.socket, &format!("/v1/runs/{run}/dial"), to).await
+    }
+
     /// The policies of a run's servers.
     pub(crate) async fn policies(&self, run: &RunId) -> Result<Vec<PolicyState>, ClientError> {
         ask(&self.socket, Method::GET, &format!("/v1/runs/{run}/policies"), None::<&()>).await
@@ -127,9 +132,7 @@ impl Client {
 
     /// Accepts a policy that waits. It is on disk and in force when this returns.
     pub(crate) async fn accept(&self, run: &RunId, wish: &Accept) -> Result<(), ClientError> {
-        let path = format!("/v1/runs/{run}/policies");
-        let exchange = open(&self.socket, Method::POST, &path, Some(wish));
-        timeout(ANSWER, exchange).await.map_err(|_| ClientError::Timeout)?.map(drop)
+        tell(&self.socket, &format!("/v1/runs/{run}/policies"), wish).await
     }
 
     /// Asks the bridge to drain and leave. Runs stay registered.
@@ -169,6 +172,11 @@ impl Hold {
             }
         }
     }
+}
+
+async fn tell(socket: &PathBuf, path: &str, what: &impl Serialize) -> Result<(), ClientError> {
+    let exchange = open(socket, Method::POST, path, Some(what));
+    timeout(ANSWER, exchange).await.map_err(|_| ClientError::Timeout)?.map(drop)
 }
 
 async fn ask_nothing(socket: &PathBuf, method: Method, path: &str) -> Result<(), ClientError> {

@@ -23,7 +23,7 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use super::api::{Accept, PolicyState, Problem, Register, Registered, Status};
+use super::api::{Accept, Dial, PolicyState, Problem, Register, Registered, Status};
 use crate::{
     build,
     cli::with_causes,
@@ -189,6 +189,12 @@ async fn answer(state: &State, drain: Drain, request: Request<Incoming>) -> Resu
         (&Method::POST, ["v1", "runs", run, "stop"]) => {
             state.registry.stop(run_id(run)?).await?;
             Ok(empty(StatusCode::ACCEPTED))
+        }
+        (&Method::POST, ["v1", "runs", run, "dial"]) => {
+            let run = run_id(run)?;
+            let Dial { endpoint } = read(request).await?;
+            state.registry.dial(run, endpoint).await?;
+            Ok(empty(StatusCode::NO_CONTENT))
         }
         (&Method::DELETE, ["v1", "runs", run]) => {
             state.registry.unregister(run_id(run)?, "its command ended it".to_owned()).await?;

@@ -7,7 +7,10 @@
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use moat_shared::id::{RunId, ServerName};
+use moat_shared::{
+    endpoint::Endpoint,
+    id::{RunId, ServerName},
+};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -26,6 +29,7 @@ use crate::{
     policy::{bound::Bound, follow},
     record::{AuditEvent, Recorder},
     server::Server,
+    tunnel::Dial,
 };
 
 const QUEUE: usize = 1024;
@@ -61,6 +65,8 @@ pub(crate) struct Owner {
     leaving: bool,
     /// The engines where runs may have left a sandbox behind.
     left_behind: mpsc::UnboundedSender<PathBuf>,
+    /// The sandboxes that are to be dialled.
+    dials: mpsc::UnboundedSender<Dial>,
 }
 
 /// A run that is served.
@@ -91,6 +97,12 @@ enum Waiting {
     Registered(Arc<Run>, Reply<Arc<Run>>),
     Gone(Reply<()>),
     Left(oneshot::Sender<bool>),
+    /// It is known where a run's sandbox is dialled.
+    Dialled {
+        run: RunId,
+        before: Arc<Run>,
+        reply: Reply<()>,
+    },
     /// A run's server got another policy.
     Accepted {
         run: RunId,
@@ -116,6 +128,7 @@ impl Owner {
         home: &Home,
         recorder: Recorder,
         left_behind: mpsc::UnboundedSender<PathBuf>,
+        dials: mpsc::UnboundedSender<Dial>,
     ) -> Result<(Registry, mpsc::Sender<Notice>, Self), LoadError> {
         let path = home.runs_file();
         let loaded = durable::load(&path)?;
@@ -155,7 +168,9 @@ impl Owner {
             holds: JoinSet::new(),
             leaving: false,
             left_behind,
+            dials,
         };
+        this.runs.values().for_each(|entry| this.dial(&entry.run));
         Ok((Registry { owner }, notify, this))
     }
 
@@ -231,6 +246,7 @@ impl Owner {
                 send(answer, runs);
             }
             Ask::Policies(answer) => send(answer, self.policies()),
+            Ask::Dial(run, endpoint, reply) => self.dial_from_now_on(run, endpoint, reply),
             Ask::Accept(run, server, sha256, reply) => self.accept(run, server, &sha256, reply),
             Ask::Leave { only_if_idle: true, answer } if self.occupied() > 0 => send(answer, false),
             Ask::Leave { answer, .. } => {
@@ -259,10 +275,30 @@ impl Owner {
             profile: wish.profile,
             agent: wish.agent,
             user: wish.user,
+            dial: None,
             holder: wish.holder,
             registered: Timestamp::now(),
         };
         self.next.push(Waiting::Registered(Arc::new(run), reply));
+    }
+
+    /// In force once it is on disk.
+    fn dial_from_now_on(&mut self, run: RunId, endpoint: Endpoint, reply: Reply<()>) {
+        let entry = match self.entry(&run) {
+            Ok(entry) => entry,
+            Err(error) => return send(reply, Err(error)),
+        };
+        let mut changed = Run::clone(&entry.run);
+        changed.dial = Some(endpoint);
+        let before = std::mem::replace(&mut entry.run, Arc::new(changed));
+        self.next.push(Waiting::Dialled { run, before, reply });
+    }
+
+    fn dial(&self, run: &Run) {
+        if let Some(endpoint) = run.dial.clone() {
+            // Nobody dials any more: the bridge is leaving, and the next one finds it on disk.
+            let _next_time = self.dials.send(Dial { run: run.id.clone(), endpoint });
+        }
     }
 
     fn policies(&self) -> Vec<(RunId, Server)> {
@@ -389,7 +425,7 @@ impl Owner {
         self.current = std::mem::take(&mut self.next);
         let joining = self.current.iter().filter_map(|waiting| match waiting {
             Waiting::Registered(run, _) => Some(run),
-            Waiting::Gone(_) | Waiting::Left(_) | Waiting::Accepted { .. } => None,
+            Waiting::Gone(_) | Waiting::Left(_) | Waiting::Accepted { .. } | Waiting::Dialled { .. } => None,
         });
         let runs: Vec<Arc<Run>> =
             self.runs.values().map(|entry| &entry.run).chain(joining).cloned().collect();
@@ -430,7 +466,16 @@ impl Owner {
                         .audit(&run, AuditEvent::PolicyLoaded { server, policy: policy.sha256.clone() });
                     send(reply, Ok(()));
                 }
-                (Waiting::Accepted { run, before, reply, .. }, Some(error)) => {
+                (Waiting::Dialled { run, reply, .. }, None) => {
+                    if let Some(entry) = self.runs.get(&run) {
+                        self.dial(&entry.run);
+                    }
+                    send(reply, Ok(()));
+                }
+                (
+                    Waiting::Accepted { run, before, reply, .. } | Waiting::Dialled { run, before, reply },
+                    Some(error),
+                ) => {
                     if let Some(entry) = self.runs.get_mut(&run) {
                         entry.run = before;
                     }

@@ -22,7 +22,7 @@ use crate::{
         ask::{Ask, Person},
     },
     config::{self, Config, RuntimeName, Settings},
-    runtime::{Mount, RuntimeError},
+    runtime::{Mount, RuntimeError, TunnelKind},
 };
 
 /// The command line, as given.
@@ -36,6 +36,7 @@ pub(crate) struct Request {
     pub(crate) confirm: bool,
     pub(crate) name: Option<RunName>,
     pub(crate) runtime: Option<String>,
+    pub(crate) tunnel: Option<TunnelKind>,
     pub(crate) image: Option<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) grants: Vec<GrantName>,
@@ -55,6 +56,8 @@ pub(crate) struct Order {
     pub(crate) workspace: PathBuf,
     /// What was asked for; `None`: whatever is there.
     pub(crate) runtime: Option<RuntimeName>,
+    /// `None`: what fits the engine.
+    pub(crate) tunnel: Option<TunnelKind>,
     pub(crate) agent: Option<Agent>,
     /// Empty: the image's.
     pub(crate) command: Vec<String>,
@@ -124,11 +127,12 @@ pub(crate) fn prepare(request: Request, context: &Context) -> Result<Order, Fail
     let mut warnings: Vec<String> =
         settings.warnings.iter().chain(&config.warnings).map(ToString::to_string).collect();
     warnings.extend(exposed_home(&workspace, context.env.user_home().as_deref()));
-    let Request { agent, confirm, detached, .. } = request;
+    let Request { agent, confirm, detached, tunnel, .. } = request;
     Ok(Order {
         name,
         workspace,
         runtime,
+        tunnel,
         agent,
         command,
         image,

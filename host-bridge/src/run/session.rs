@@ -41,7 +41,7 @@ use crate::{
     cli::{Context, Failure, print, with_causes},
     config::RuntimeName,
     control::{
-        api::{HoldEvent, Process, Register},
+        api::{Dial, HoldEvent, Process, Register},
         client::Client,
         spawn,
     },
@@ -75,6 +75,7 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
             image: order.image.clone(),
             container: order.config.container,
             network: order.config.network,
+            tunnel: order.tunnel,
         })
         .await
         .map_err(|error| Failure::from_error(&error))?;
@@ -265,6 +266,11 @@ impl Session<'_> {
     ) -> Result<u8, Failure> {
         let home = &self.context.home;
         record.running(home, running.id(), Timestamp::now()).map_err(|error| Failure::from_error(&error))?;
+        if let Some(endpoint) = running.dial() {
+            // PID 1 waits for it.
+            let told = self.client.dial(&self.id, &Dial { endpoint }).await;
+            told.map_err(|error| Failure::from_error(&error))?;
+        }
         match self.order.agent {
             Some(_) => print::note(&format!("Started agent \"{}\" ({})", self.order.name, self.id)),
             None => print::note(&format!("Started {} ({})", self.order.name, self.id)),

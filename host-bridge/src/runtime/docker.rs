@@ -44,11 +44,12 @@ use tokio::{
 };
 
 use self::{
+    container::Door,
     image::Image,
     removal::Removal,
     stream::{Of, Stream},
 };
-use super::{Io, Order, Runtime, RuntimeError, Size, View, Window};
+use super::{Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Window};
 use crate::{config::NetworkMode, home::Home};
 
 pub(crate) use self::engine::{Engine, EngineError};
@@ -75,6 +76,7 @@ pub(crate) struct Created {
     body: ContainerCreateBody,
     tunnel_dir: PathBuf,
     command: Vec<String>,
+    tunnel: TunnelKind,
 }
 
 /// The engine at work.
@@ -82,6 +84,7 @@ pub(crate) struct Created {
 pub(crate) struct Building {
     engine: Engine,
     terminal: Option<Size>,
+    tunnel: TunnelKind,
     container: JoinSet<Result<Removal, EngineError>>,
 }
 
@@ -90,6 +93,8 @@ pub(crate) struct Building {
 pub(crate) struct Running {
     engine: Engine,
     id: String,
+    /// Where this machine has its port, if it has one.
+    dial: Option<Endpoint>,
     /// Its exit code, once it has ended.
     ended: watch::Receiver<Option<u8>>,
     /// What comes and goes, and the wait for the end; over with this.
@@ -119,9 +124,14 @@ impl Runtime for Docker<'_> {
             text: format!("{} lies in moat's own directory", source.display()),
             hint: None,
         })?;
+        let tunnel = tunnel(&order, self.engine.is_apart)?;
         let name = container::name();
-        let body = container::body(&order, &image, &tunnel_dir, &hidden, &container::owner(self.home, &name));
-        Ok(Created { engine: self.engine.clone(), name, image, order, body, tunnel_dir, command })
+        let door = match tunnel {
+            TunnelKind::Unix => Door::Directory(tunnel_dir.clone()),
+            TunnelKind::Published => Door::Port,
+        };
+        let body = container::body(&order, &image, &door, &hidden, &container::owner(self.home, &name));
+        Ok(Created { engine: self.engine.clone(), name, image, order, body, tunnel_dir, command, tunnel })
     }
 }
 
@@ -129,7 +139,12 @@ impl super::Created for Created {
     type Built = Building;
 
     fn view(&self) -> View {
-        let endpoint = Endpoint::Unix(container::tunnel_socket());
+        let tunnel = match self.tunnel {
+            TunnelKind::Unix => {
+                Tunnel { endpoint: Endpoint::Unix(container::tunnel_socket()), dialler: Dialler::Sidecar }
+            }
+            TunnelKind::Published => Tunnel { endpoint: container::tunnel_port(), dialler: Dialler::Bridge },
+        };
         let nobody = Ids { uid: u32::MAX - 1, gid: u32::MAX - 1 };
         View {
             workspace: WORKSPACE.into(),
@@ -140,7 +155,7 @@ impl super::Created for Created {
             user: User { ids: nobody, name: String::new(), home: "/".into() },
             relay_user: nobody,
             image_user: Some(self.image.user.clone()),
-            tunnel: Tunnel { endpoint, dialler: Dialler::Sidecar },
+            tunnel,
         }
     }
 
@@ -155,7 +170,7 @@ impl super::Created for Created {
         let engine = self.engine.clone();
         let mut container = JoinSet::new();
         container.spawn(make(self.engine, self.name, self.body, sidecar));
-        Ok(Building { engine, terminal, container })
+        Ok(Building { engine, terminal, container, tunnel: self.tunnel })
     }
 }
 
@@ -191,7 +206,7 @@ impl super::Built for Building {
     type Running = Running;
 
     async fn start(self, startup: &Startup) -> Result<(Running, Io), RuntimeError> {
-        let Self { engine, terminal, mut container } = self;
+        let Self { engine, terminal, mut container, tunnel } = self;
         let made = container.join_next().await.transpose();
         let made = made.map_err(|error| EngineError::Archive(io::Error::other(error)))?;
         let removal = made.ok_or(EngineError::Gone)??;
@@ -226,8 +241,31 @@ impl super::Built for Building {
                 Io::Pipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
             }
         };
-        Ok((Running { engine, id, ended, _tasks: tasks, removal }, io))
+        let dial = match tunnel {
+            TunnelKind::Unix => None,
+            TunnelKind::Published => Some(published(&engine, &id).await?),
+        };
+        Ok((Running { engine, id, ended, dial, _tasks: tasks, removal }, io))
     }
+}
+
+/// What was asked for, or what fits the engine.
+fn tunnel(order: &Order, is_apart: bool) -> Result<TunnelKind, RuntimeError> {
+    let fitting = if is_apart { TunnelKind::Published } else { TunnelKind::Unix };
+    let tunnel = order.tunnel.unwrap_or(fitting);
+    match (tunnel, order.network) {
+        (TunnelKind::Published, Some(NetworkMode::None)) => Err(RuntimeError::PublishedNowhere),
+        _ => Ok(tunnel),
+    }
+}
+
+/// The port that the engine has chosen.
+async fn published(engine: &Engine, id: &str) -> Result<Endpoint, EngineError> {
+    let doing = "asking which port was published";
+    let inspected = engine.api.inspect_container(id, None).await;
+    let inspected = inspected.map_err(|source| EngineError::Asking { doing, source })?;
+    let ports = inspected.network_settings.and_then(|settings| settings.ports).unwrap_or_default();
+    container::published_at(&ports).ok_or_else(|| EngineError::Refused { doing, message: "none".to_owned() })
 }
 
 /// The holder's end, which blocks, and ours, which does not.
@@ -285,6 +323,10 @@ async fn watch_end(engine: Engine, id: String, first: raw::Waiting, told: watch:
 impl super::Running for Running {
     fn id(&self) -> String {
         self.id.clone()
+    }
+
+    fn dial(&self) -> Option<Endpoint> {
+        self.dial.clone()
     }
 
     async fn signal(&self, signal: Signal) -> io::Result<()> {

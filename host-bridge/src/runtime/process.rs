@@ -46,7 +46,7 @@ use tokio::{
 };
 
 use self::spec::{Report, Spec};
-use super::{Io, Order, Runtime, RuntimeError, View, Window};
+use super::{Io, Order, Runtime, RuntimeError, TunnelKind, View, Window};
 use crate::{config::NetworkMode, env::Environment, home::Home};
 
 use self::sys::set_size;
@@ -125,6 +125,9 @@ impl Process<'_> {
     fn check(&self, order: &Order) -> Result<Option<PathBuf>, RuntimeError> {
         if order.command.is_empty() {
             return Err(RuntimeError::NoCommand);
+        }
+        if let Some(tunnel) = order.tunnel.filter(|tunnel| *tunnel != TunnelKind::Unix) {
+            return Err(RuntimeError::Tunnel(self.name(), tunnel.name()));
         }
         match order.network {
             None | Some(NetworkMode::None) => Ok(None),

@@ -33,6 +33,7 @@ use tokio_rustls::server::TlsStream;
 use super::{
     BoxError, Door, Shared,
     budget::{Budget, Paced},
+    carrier::Origin,
     ending::{self, Ending},
     half_open::Guard,
 };
@@ -51,6 +52,9 @@ pub(super) struct Connection<D> {
     half_open: Guard,
     drain: Drain,
     deadline: Instant,
+    origin: Origin,
+    /// How it came about, for people.
+    via: &'static str,
 }
 
 /// What the streams of a tunnel share.
@@ -63,6 +67,7 @@ struct Session<D> {
     asked: AtomicBool,
     /// It was answered well.
     greeted: AtomicBool,
+    via: &'static str,
     /// To the connection, which watches over it.
     place: mpsc::Sender<Place>,
     /// A run has one tunnel, so this is the run's.
@@ -101,9 +106,15 @@ enum End {
 }
 
 impl<D: Door> Connection<D> {
-    pub(super) fn new(shared: Arc<Shared<D>>, half_open: Guard, drain: Drain) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared<D>>,
+        half_open: Guard,
+        drain: Drain,
+        origin: Origin,
+        via: &'static str,
+    ) -> Self {
         let deadline = Instant::now() + shared.patience;
-        Self { shared, half_open, drain, deadline }
+        Self { shared, half_open, drain, deadline, origin, via }
     }
 
     /// Serves it to its end.
@@ -124,6 +135,11 @@ impl<D: Door> Connection<D> {
         let Some(run) = certificate.and_then(identity::run_of) else {
             return tracing::warn!("a tunnel was refused: its certificate names no run");
         };
+        if let Origin::Dialled { run: wanted, .. } = &self.origin
+            && *wanted != run
+        {
+            return tracing::warn!(%wanted, found = %run, "a tunnel was refused: another run answers where one was dialled");
+        }
         let ticket = match self.shared.registry.admit(run.clone()).await {
             Ok(ticket) => Some(ticket),
             Err(error @ RegistryError::Unknown(_)) => {
@@ -149,6 +165,7 @@ impl<D: Door> Connection<D> {
             ticket: ticket.clone(),
             asked: AtomicBool::new(false),
             greeted: AtomicBool::new(false),
+            via: self.via,
             place: to_us,
             budget: Budget::default(),
             unanswered: AtomicUsize::new(0),
@@ -280,8 +297,11 @@ impl<D: Door> Session<D> {
             return own_error(ErrorKind::BadRequest, "moat: a second hello");
         }
         let sidecar: String = theirs.build.chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
-        let status =
-            TunnelStatus { since: Timestamp::now(), sidecar: sidecar.clone(), transport: "unix".to_owned() };
+        let status = TunnelStatus {
+            since: Timestamp::now(),
+            sidecar: sidecar.clone(),
+            transport: self.via.to_owned(),
+        };
         match self.shared.registry.attach(ticket, status).await {
             Ok(place) => {
                 self.greeted.store(true, Ordering::Release);

@@ -114,13 +114,15 @@ impl Rig {
         private_dir(&home.tunnel_dir()).unwrap();
         let authority = Authority::open(&home).unwrap();
         let (recorder, _) = Recorder::new(100);
+        let (to_dial, dials) = tokio::sync::mpsc::unbounded_channel();
         let (registry, _notices, owner) =
-            Owner::restore(&home, recorder, tokio::sync::mpsc::unbounded_channel().0).unwrap();
+            Owner::restore(&home, recorder, tokio::sync::mpsc::unbounded_channel().0, to_dial).unwrap();
         let busy = Arc::default();
         let doors = [&busy, &busy].map(|busy| Fake { busy: Arc::clone(busy) });
         let socket = home.tunnel_socket();
         let tls = authority.server_config().unwrap();
-        let tunnels = Tunnels::patient(&socket, tls, registry.clone(), doors.into(), patience).unwrap();
+        let tunnels =
+            Tunnels::patient(&socket, tls, registry.clone(), dials, doors.into(), patience).unwrap();
         let (trigger, guard) = drain::drain();
         let mut tasks = JoinSet::new();
         tasks.spawn(owner.run());

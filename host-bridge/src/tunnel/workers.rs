@@ -10,7 +10,6 @@
 
 use std::{
     io,
-    os::unix::net::UnixStream as StdStream,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,13 +19,17 @@ use std::{
 
 use moat_shared::rt::drain::Drain;
 use tokio::{
-    net::UnixStream,
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
 
-use super::{Door, Shared, connection::Connection, half_open::Guard};
+use super::{
+    Door, Shared,
+    carrier::{self, Carrier, Origin, Parked},
+    connection::Connection,
+    half_open::Guard,
+};
 
 /// All of them.
 pub(super) struct Workers {
@@ -45,7 +48,8 @@ struct Worker {
 
 /// A connection that was accepted.
 struct Arrival {
-    stream: StdStream,
+    stream: Parked,
+    origin: Origin,
     half_open: Guard,
     drain: Drain,
     counted: Counted,
@@ -75,11 +79,16 @@ impl Workers {
     }
 
     /// Gives a connection to the one that has the fewest.
-    pub(super) fn take(&self, stream: UnixStream, half_open: Guard, drain: Drain) -> io::Result<()> {
-        let stream = stream.into_std()?;
+    pub(super) fn take(
+        &self,
+        (carrier, origin): (Carrier, Origin),
+        half_open: Guard,
+        drain: Drain,
+    ) -> io::Result<()> {
+        let stream = carrier.park()?;
         let least = self.workers.iter().min_by_key(|worker| worker.tunnels.load(Ordering::Relaxed));
         if let Some(Worker { tunnels, arrivals: Some(arrivals), .. }) = least {
-            let arrival = Arrival { stream, half_open, drain, counted: Counted::of(tunnels) };
+            let arrival = Arrival { stream, origin, half_open, drain, counted: Counted::of(tunnels) };
             // A worker that is gone takes the connection with it.
             drop(arrivals.send(arrival));
         }
@@ -165,9 +174,14 @@ fn serve<D: Door>(
 }
 
 async fn tunnel<D: Door>(shared: Arc<Shared<D>>, arrival: Arrival) {
-    let Arrival { stream, half_open, drain, counted } = arrival;
-    match UnixStream::from_std(stream) {
-        Ok(stream) => Connection::new(shared, half_open, drain).serve(stream).await,
+    let Arrival { stream, origin, half_open, drain, counted } = arrival;
+    let served = stream.unpark().map(|carrier| {
+        let via = carrier::name(&carrier, &origin);
+        (carrier, Connection::new(shared, half_open, drain, origin, via))
+    });
+    match served {
+        Ok((Carrier::Unix(stream), connection)) => connection.serve(stream).await,
+        Ok((Carrier::Tcp(stream), connection)) => connection.serve(stream).await,
         Err(error) => tracing::error!(%error, "a tunnel cannot be served"),
     }
     drop(counted);

@@ -64,7 +64,7 @@ pub(super) async fn engines(env: &Environment, report: &mut Report) {
         match kind.find(env).await {
             Ok(engine) => {
                 let name = kind.name();
-                report.ok(
+                let found = report.ok(
                     HERE,
                     format!(
                         "{name}: {} {} answers at {}",
@@ -73,6 +73,12 @@ pub(super) async fn engines(env: &Environment, report: &mut Report) {
                         engine.socket.display()
                     ),
                 );
+                if engine.is_apart {
+                    found.detail(
+                        "it has a kernel of its own, and so a machine: the tunnel goes over a published port"
+                            .to_owned(),
+                    );
+                }
             }
             // That an engine is not there is no problem: nobody has asked for it.
             Err(EngineError::NotThere { looked, .. }) => {

@@ -10,17 +10,20 @@ struct Rig {
     registry: Registry,
     notices: mpsc::Sender<Notice>,
     count: watch::Receiver<usize>,
+    dials: mpsc::UnboundedReceiver<Dial>,
     _task: JoinSet<()>,
 }
 
 fn start(home: &Home) -> Rig {
     private_dir(&home.proxy()).unwrap();
     let (recorder, _records) = Recorder::new(1000);
-    let (registry, notices, owner) = Owner::restore(home, recorder, mpsc::unbounded_channel().0).unwrap();
+    let (to_dial, dials) = mpsc::unbounded_channel();
+    let (registry, notices, owner) =
+        Owner::restore(home, recorder, mpsc::unbounded_channel().0, to_dial).unwrap();
     let count = owner.count();
     let mut task = JoinSet::new();
     task.spawn(owner.run());
-    Rig { home: home.clone(), registry, notices, count, _task: task }
+    Rig { home: home.clone(), registry, notices, count, dials, _task: task }
 }
 
 fn wish(holder: Process) -> Register {
@@ -118,6 +121,25 @@ async fn the_end_of_a_run_revokes_its_tickets_and_its_tunnel() {
     assert!(!ticket.is_valid());
     soon(ticket.revoked()).await;
     assert!(rig.registry.attach(&ticket, tunnel()).await.is_err(), "a run that is over has no tunnels");
+}
+
+#[tokio::test]
+async fn where_a_sandbox_is_dialled_is_on_disk_and_known_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::at(dir.path());
+    let endpoint: Endpoint = "tcp:127.0.0.1:5000".parse().unwrap();
+    let run = {
+        let mut rig = start(&home);
+        let run = rig.registry.register(wish(Process::current())).await.unwrap().id.clone();
+        rig.registry.dial(run.clone(), endpoint.clone()).await.unwrap();
+        assert_eq!(durable::load(&home.runs_file()).unwrap().runs[0].dial, Some(endpoint.clone()));
+        assert_eq!(soon(rig.dials.recv()).await, Some(Dial { run: run.clone(), endpoint: endpoint.clone() }));
+        run
+    };
+    let mut rig = start(&home);
+    assert_eq!(soon(rig.dials.recv()).await, Some(Dial { run, endpoint: endpoint.clone() }));
+    let unknown = RunId::from_random([9; 6]);
+    assert!(matches!(rig.registry.dial(unknown, endpoint).await, Err(RegistryError::Unknown(_))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,12 +5,15 @@
 
 use std::{
     collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType,
+    PortBinding,
 };
+use moat_shared::{endpoint::Endpoint, wire};
 
 use super::{OWN, WORKSPACE, archive, image::Image};
 use crate::{
@@ -74,6 +77,37 @@ pub(super) fn tunnel_socket() -> PathBuf {
     Path::new(OWN).join("tunnel/bridge.sock")
 }
 
+/// Where the sidecar listens, if the bridge has to come to it.
+pub(super) fn tunnel_port() -> Endpoint {
+    Endpoint::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, wire::TUNNEL_PORT)))
+}
+
+/// What connects it with the bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Mounted, with the bridge's socket in it.
+    Directory(PathBuf),
+    /// Published on this machine's loopback, where the engine chooses.
+    Port,
+}
+
+/// As the engine writes it.
+fn port() -> String {
+    format!("{}/tcp", wire::TUNNEL_PORT)
+}
+
+/// Nobody else's interface; any port.
+fn on_loopback() -> PortBinding {
+    PortBinding { host_ip: Some(Ipv4Addr::LOCALHOST.to_string()), host_port: Some(String::new()) }
+}
+
+/// Where the engine has published it.
+pub(super) fn published_at(ports: &HashMap<String, Option<Vec<PortBinding>>>) -> Option<Endpoint> {
+    let bindings = ports.get(&port())?.as_ref()?;
+    let port = bindings.iter().find_map(|binding| binding.host_port.as_ref()?.parse::<u16>().ok())?;
+    Some(Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+}
+
 /// Where nothing is to be seen: moat's own directory, wherever it lies below what is mounted. `Err`: what is mounted lies
 /// in it.
 pub(super) fn hidden<'o>(order: &'o Order, secret: &Path) -> Result<Vec<PathBuf>, &'o Path> {
@@ -95,7 +129,7 @@ pub(super) fn hidden<'o>(order: &'o Order, secret: &Path) -> Result<Vec<PathBuf>
 pub(super) fn body(
     order: &Order,
     image: &Image,
-    tunnel_dir: &Path,
+    door: &Door,
     hidden: &[PathBuf],
     labels: &HashMap<String, String>,
 ) -> ContainerCreateBody {
@@ -116,17 +150,18 @@ pub(super) fn body(
         labels: Some(labels.clone()),
         // It would run as root what the agent may have written.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
-        host_config: Some(host(order, tunnel_dir, hidden)),
+        exposed_ports: (*door == Door::Port).then(|| vec![port()]),
+        host_config: Some(host(order, door, hidden)),
         ..ContainerCreateBody::default()
     }
 }
 
-fn host(order: &Order, tunnel_dir: &Path, hidden: &[PathBuf]) -> HostConfig {
+fn host(order: &Order, door: &Door, hidden: &[PathBuf]) -> HostConfig {
     let options = order.container;
-    let mut mounts = vec![
-        bind(&order.workspace, Path::new(WORKSPACE), false),
-        bind(tunnel_dir, &Path::new(OWN).join("tunnel"), true),
-    ];
+    let mut mounts = vec![bind(&order.workspace, Path::new(WORKSPACE), false)];
+    if let Door::Directory(tunnel_dir) = door {
+        mounts.push(bind(tunnel_dir, &Path::new(OWN).join("tunnel"), true));
+    }
     mounts.extend(
         order.mounts.iter().map(|Mount { source, target, read_only }| bind(source, target, *read_only)),
     );
@@ -136,7 +171,8 @@ fn host(order: &Order, tunnel_dir: &Path, hidden: &[PathBuf]) -> HostConfig {
         read_only: Some(true),
         ..EngineMount::default()
     }));
-    if options.read_only {
+    // The sidecar is put where there is something already.
+    if options.read_only || *door == Door::Port {
         mounts.push(EngineMount {
             target: Some(OWN.to_owned()),
             typ: Some(MountType::VOLUME),
@@ -156,6 +192,7 @@ fn host(order: &Order, tunnel_dir: &Path, hidden: &[PathBuf]) -> HostConfig {
         readonly_rootfs: Some(options.read_only),
         tmpfs: options.read_only.then(|| HashMap::from(tmpfs)),
         mounts: Some(mounts),
+        port_bindings: (*door == Door::Port).then(|| HashMap::from([(port(), Some(vec![on_loopback()]))])),
         // What it prints is in the run's own log; the engine need not keep it a second time.
         log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
         ..HostConfig::default()
@@ -195,12 +232,14 @@ mod tests {
             image: Some("x".into()),
             container: ContainerOptions::default(),
             network: None,
+            tunnel: None,
         }
     }
 
     fn made(order: &Order) -> ContainerCreateBody {
         let image = Image { id: "sha256:1".into(), user: "node".into(), ..Image::default() };
-        body(order, &image, Path::new("/h/proxy/tunnel"), &["/workspace/.moat".into()], &HashMap::new())
+        let door = Door::Directory("/h/proxy/tunnel".into());
+        body(order, &image, &door, &["/workspace/.moat".into()], &HashMap::new())
     }
 
     #[test]
@@ -233,6 +272,23 @@ mod tests {
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!(host.readonly_rootfs, Some(true));
         assert!(host.mounts.unwrap().iter().any(|mount| mount.typ == Some(MountType::VOLUME)));
+    }
+
+    #[test]
+    fn a_published_port_is_on_loopback_and_nothing_of_the_bridge_is_mounted() {
+        let image = Image { id: "sha256:1".into(), ..Image::default() };
+        let body = body(&order(), &image, &Door::Port, &[], &HashMap::new());
+        let host = body.host_config.unwrap();
+        let mounts: Vec<_> = host.mounts.unwrap().into_iter().filter_map(|mount| mount.target).collect();
+        assert_eq!(mounts, ["/workspace", "/lib2", OWN]);
+        assert_eq!(body.exposed_ports, Some(vec![port()]));
+        let mut bindings = host.port_bindings.unwrap();
+        assert_eq!(bindings.len(), 1);
+        let binding = &mut bindings.get_mut(&port()).unwrap().as_mut().unwrap()[0];
+        assert_eq!((binding.host_ip.as_deref(), binding.host_port.as_deref()), (Some("127.0.0.1"), Some("")));
+        assert_eq!(published_at(&HashMap::from([(port(), Some(vec![binding.clone()]))])), None, "not yet");
+        binding.host_port = Some("49153".to_owned());
+        assert_eq!(published_at(&bindings).unwrap().to_string(), "tcp:127.0.0.1:49153");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 
 use bollard::{API_DEFAULT_VERSION, errors::Error};
 use moat_shared::hint::Hint;
+use nix::sys::utsname::uname;
 use tokio::time::timeout;
 
 use crate::env::Environment;
@@ -37,6 +38,8 @@ pub(crate) struct Engine {
     pub(crate) socket: PathBuf,
     pub(crate) kind: Kind,
     pub(crate) version: String,
+    /// It runs in a virtual machine of its own, which sees this machine's files and none of its sockets.
+    pub(crate) is_apart: bool,
 }
 
 /// A place where an engine may be, and who says so.
@@ -202,7 +205,17 @@ impl Engine {
         let is_podman =
             about.components.iter().flatten().any(|part| part.name.to_ascii_lowercase().contains("podman"));
         let kind = if is_podman { Kind::Podman } else { Kind::Docker };
-        Ok(Self { api, socket: socket.to_path_buf(), kind, version: about.version.unwrap_or_default() })
+        let is_apart = runs_apart(
+            about.kernel_version.as_deref(),
+            uname().ok().as_ref().and_then(|ours| ours.release().to_str()),
+        );
+        Ok(Self {
+            api,
+            socket: socket.to_path_buf(),
+            kind,
+            version: about.version.unwrap_or_default(),
+            is_apart,
+        })
     }
 }
 
@@ -212,6 +225,15 @@ impl fmt::Debug for Engine {
             .field("socket", &self.socket)
             .field("kind", &self.kind)
             .finish_non_exhaustive()
+    }
+}
+
+/// An engine with another kernel is in another machine: Docker Desktop, podman machine, Colima and the like.
+fn runs_apart(theirs: Option<&str>, ours: Option<&str>) -> bool {
+    match (theirs, ours) {
+        (Some(theirs), Some(ours)) => theirs != ours,
+        // One that does not say: on Linux it is the ordinary one.
+        _ => cfg!(not(target_os = "linux")),
     }
 }
 
@@ -252,6 +274,13 @@ pub(super) fn is_over(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test_case::test_case(Some("6.1.0-9-amd64"), Some("6.1.0-9-amd64") => false; "this machine")]
+    #[test_case::test_case(Some("6.10.14-linuxkit"), Some("6.1.0-9-amd64") => true; "Docker Desktop on Linux")]
+    #[test_case::test_case(Some("6.10.14-linuxkit"), Some("24.1.0") => true; "on macOS")]
+    fn engines_in_machines_of_their_own(theirs: Option<&str>, ours: Option<&str>) -> bool {
+        runs_apart(theirs, ours)
+    }
 
     #[test]
     fn the_environments_word_is_the_only_one() {

@@ -110,6 +110,7 @@ mod tests {
             image: Some("x".into()),
             container: ContainerOptions::default(),
             network: None,
+            tunnel: None,
         }
     }
 

@@ -1,0 +1,121 @@
+//! The tunnel over a published port: whoever else comes gets nothing, and disturbs nobody.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use moat_tests::{
+    Outcome, Trouble,
+    clock::eventually,
+    engine::IMAGE,
+    parts::Part,
+    rig::{PATIENCE, Rig},
+    trouble::ensure,
+};
+
+use crate::{
+    Test,
+    stage::{Stage, VAULT_HEADER, VAULT_STUB, discover},
+};
+
+const ENGINE: &[Part] = &[Part::Sandbox];
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("strangers_get_nothing", ENGINE, strangers_get_nothing),
+    Test::new("a_bridge_that_comes_back_goes_there_again", ENGINE, a_bridge_that_comes_back),
+    Test::new("it_needs_a_network", ENGINE, it_needs_a_network),
+];
+
+/// What the engine says of the rig's one container.
+fn of_container(rig: &Rig, template: &str) -> Outcome<String> {
+    let id = rig.containers().pop().ok_or_else(|| Trouble::new("no container"))?;
+    let said = rig.engine()?.client(&["inspect", "--format", template, &id])?.expect_code(0)?;
+    Ok(said.out.trim().to_owned())
+}
+
+/// The port on this machine, and nowhere else.
+fn port(rig: &Rig) -> Outcome<u16> {
+    let bound = of_container(
+        rig,
+        "{{range (index .NetworkSettings.Ports \"19081/tcp\")}}{{.HostIp}}:{{.HostPort}} {{end}}",
+    )?;
+    let port = bound.strip_prefix("127.0.0.1:").and_then(|port| port.parse().ok());
+    port.ok_or_else(|| Trouble::new(format!("published at {bound}")))
+}
+
+/// What somebody on this machine hears who says this.
+fn heard(port: u16, said: &[u8]) -> Outcome<Vec<u8>> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // It may be closed already.
+    let _told = stream.write_all(said).is_ok();
+    let mut heard = Vec::new();
+    match stream.read_to_end(&mut heard) {
+        Ok(_) => Ok(heard),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(heard),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn strangers_get_nothing() -> Outcome {
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    let call = || inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB));
+    ensure(call()?.status == 200, || "the tunnel does not work".to_owned())?;
+    let port = port(&stage.rig)?;
+    for said in [&b""[..], b"GET /mcp/vault HTTP/1.1\r\nHost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+    {
+        let heard = heard(port, said)?;
+        ensure(heard.is_empty(), || format!("a process of the host heard {heard:?}"))?;
+    }
+    // A container on the same network.
+    let address = of_container(&stage.rig, "{{.NetworkSettings.IPAddress}}")?;
+    let ask = format!(
+        "echo 'GET /mcp/vault' | nc -w 3 {address} 19081; echo said: $?; nc -w 3 {address} 19080 </dev/null; echo relay: $?"
+    );
+    let ran = stage.rig.engine()?.client(&["run", "--rm", IMAGE, "sh", "-c", &ask])?.expect_code(0)?;
+    ensure(ran.out.starts_with("said: ") && ran.out.contains("relay: 1"), || {
+        format!("a foreign container heard {}{}", ran.out, ran.err)
+    })?;
+    // Many at once, who stay.
+    let crowd: Vec<TcpStream> =
+        (0..100).map(|_| TcpStream::connect(("127.0.0.1", port))).collect::<Result<_, _>>()?;
+    ensure(call()?.status == 200, || "a crowd at the port disturbs the tunnel".to_owned())?;
+    drop(crowd);
+    ensure(inside.end()? == 0, || "exit code".to_owned())
+}
+
+/// And strangers who were there first do not keep it out.
+fn a_bridge_that_comes_back() -> Outcome {
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    let call = || inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB));
+    ensure(call()?.status == 200, || "the tunnel does not work".to_owned())?;
+    let port = port(&stage.rig)?;
+    stage.rig.kill_bridge()?;
+    let crowd: Vec<TcpStream> =
+        (0..100).map(|_| TcpStream::connect(("127.0.0.1", port))).collect::<Result<_, _>>()?;
+    // The run's holder starts the next one.
+    ensure(call()?.status == 200, || "the tunnel does not come back".to_owned())?;
+    drop(crowd);
+    let status = stage.rig.run(&["status"])?.expect_code(0)?;
+    ensure(status.out.contains("open (published"), || status.out)?;
+    ensure(inside.end()? == 0, || "exit code".to_owned())?;
+    eventually("the bridge forgets it", Duration::from_secs(5), || {
+        let status = stage.rig.run(&["status"]).ok()?;
+        status.out.contains("Active runs: 0").then_some(())
+    })
+}
+
+fn it_needs_a_network() -> Outcome {
+    let rig = Rig::new()?;
+    rig.config("network: {mode: none}\n")?;
+    let ran = rig.sandboxed(&["true"])?.expect_code(1)?;
+    ensure(
+        ran.err.contains("a published port needs a network") && ran.err.contains("--tunnel unix"),
+        || ran.err.clone(),
+    )?;
+    ensure(rig.containers().is_empty() && rig.runs().is_empty(), || "something was started".to_owned())
+}
