@@ -16,7 +16,7 @@ console.info = console.error;
 const [modules, certificate, key, resource] = process.argv.slice(2);
 const { Provider } = await import(`${modules}/oidc-provider/lib/index.js`);
 
-const settings = { ttl: 3600, rotate: true, fault: null, times: 0, wait: 0 };
+const settings = { ttl: 3600, rotate: true, deny: false, fault: null, times: 0, wait: 0 };
 const log = [];
 const print = (token) => (token ? createHash("sha256").update(token).digest("hex").slice(0, 12) : null);
 
@@ -63,8 +63,25 @@ for (const [event, ok] of [["grant.success", true], ["grant.error", false]]) {
 }
 provider.on("authorization.success", (ctx) => log.push({ kind: "authorization", ok: true, resource: ctx.oidc.params.resource }));
 
+// Whatever must be nowhere but here and in moat: given, or shown.
+const secrets = new Map();
+const SECRET = /^(access_token|refresh_token|id_token|code|code_verifier|device_code|client_secret|registration_access_token)$/;
+const note = (fields) => {
+  for (const [kind, value] of Object.entries(fields ?? {})) if (SECRET.test(kind) && value) secrets.set(String(value), kind);
+};
+provider.use(async (ctx, next) => {
+  await next();
+  note(ctx.oidc?.params);
+  if (ctx.body && typeof ctx.body === "object") note(ctx.body);
+  const location = ctx.response.get("location");
+  if (location) note({ code: new URL(location, origin).searchParams.get("code") });
+});
+
 async function approve(request, response) {
   const { prompt, params, session } = await provider.interactionDetails(request, response);
+  if (settings.deny) {
+    return provider.interactionFinished(request, response, { error: "access_denied", error_description: "not today" });
+  }
   const accountId = session?.accountId ?? "somebody";
   if (prompt.name === "login") {
     return provider.interactionFinished(request, response, { login: { accountId } }, { mergeWithLastSubmission: false });
@@ -79,12 +96,19 @@ async function approve(request, response) {
 const callback = provider.callback();
 server.on("request", async (request, response) => {
   try {
+    if (request.url.startsWith("/.well-known/")) log.push({ kind: "metadata", ok: true });
     if (request.url === "/token/revocation") log.push({ kind: "revocation", ok: true });
     if (request.url.startsWith("/approve/")) return await approve(request, response);
     if (request.url !== "/token" || settings.times === 0) return callback(request, response);
     settings.times -= 1;
     const fault = settings.fault;
     log.push({ kind: "fault", fault });
+    if (!["slow", "lost"].includes(fault)) {
+      // The provider never sees this one.
+      let form = "";
+      for await (const chunk of request) form += chunk;
+      note(Object.fromEntries(new URLSearchParams(form)));
+    }
     if (fault === "before") return request.socket.destroy();
     if (fault === "unavailable") return void response.writeHead(503).end("SECRET-MARKER");
     if (fault === "throttled") return void response.writeHead(429, { "Retry-After": "1" }).end("SECRET-MARKER");
@@ -121,6 +145,7 @@ const control = http.createServer(async (request, response) => {
     }
     case "/set":
       if (given.ttl) settings.ttl = Number(given.ttl);
+      if (given.deny) settings.deny = given.deny === "true";
       if (given.rotate) settings.rotate = given.rotate === "true";
       if (given.fault) Object.assign(settings, { fault: given.fault, times: Number(given.times ?? 1), wait: Number(given.wait ?? 0) });
       return answer(200);
@@ -129,6 +154,8 @@ const control = http.createServer(async (request, response) => {
       await token?.destroy();
       return answer(200);
     }
+    case "/secrets":
+      return answer(200, [...secrets].map(([value, kind]) => ({ kind, value })));
     case "/log":
       return answer(200, log);
     default:

@@ -2,6 +2,7 @@
 //! every token.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
@@ -112,6 +113,39 @@ impl AuthorizationServer {
     pub fn log(&self) -> Outcome<Vec<Value>> {
         let (_, log) = control(self.control, "/log")?;
         Ok(log.as_array().cloned().unwrap_or_default())
+    }
+
+    /// Every refresh token was spent once, every refresh worked, and each was for this resource. How many there were.
+    ///
+    /// # Errors
+    /// When it was otherwise.
+    pub fn spent_once(&self, resource: &str) -> Outcome<usize> {
+        let refreshes = self.refreshes()?;
+        let spent: BTreeSet<&str> = refreshes.iter().filter_map(|line| line["spent"].as_str()).collect();
+        ensure(spent.len() == refreshes.len() && refreshes.iter().all(|line| line["ok"] == true), || {
+            format!("a refresh token was spent twice, or refused: {refreshes:?}")
+        })?;
+        ensure(refreshes.iter().all(|line| line["resource"] == resource), || {
+            format!("O5: not the server's own resource: {refreshes:?}")
+        })?;
+        Ok(refreshes.len())
+    }
+
+    /// How often its metadata was asked for.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn discoveries(&self) -> Outcome<usize> {
+        Ok(self.log()?.iter().filter(|line| line["kind"] == "metadata").count())
+    }
+
+    /// Every secret that it gave or was shown: `{"kind", "value"}`.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn secrets(&self) -> Outcome<Vec<Value>> {
+        let (_, secrets) = control(self.control, "/secrets")?;
+        Ok(secrets.as_array().cloned().unwrap_or_default())
     }
 
     /// The refreshes so far.

@@ -13,6 +13,7 @@ pub mod console;
 pub mod corpus;
 pub mod engine;
 pub mod faults;
+pub mod foreign;
 pub mod inside;
 pub mod listen;
 pub mod matrix;
