@@ -35,7 +35,7 @@ use moat_shared::{
 };
 use tokio::{
     net::UnixListener,
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -54,7 +54,7 @@ use crate::{
     policy::follow::{self, Watcher},
     record::{Recorder, Writer},
     registry::{LoadError, Owner},
-    tunnel::Tunnels,
+    tunnel::{self, Tunnels},
     upstream::{self, Patience},
 };
 
@@ -155,8 +155,8 @@ impl Bridge {
         let authority = Authority::open(&home)?;
         let (recorder, writer) = Recorder::with_writer(home.clone());
         let (left_behind, tell) = LeftBehind::new(home.clone());
-        let (to_dial, dials) = mpsc::unbounded_channel();
-        let (registry, notices, owner) = Owner::restore(&home, recorder.clone(), tell, to_dial)?;
+        let (asks, asked) = tunnel::asks();
+        let (registry, notices, owner) = Owner::restore(&home, recorder.clone(), tell, asks.clone())?;
         let watcher = Watcher {
             registry: registry.clone(),
             recorder: recorder.clone(),
@@ -179,13 +179,14 @@ impl Bridge {
         .map_err(BindError::Pipeline)?;
         let mut doors: Vec<Pipeline> = (1..workers()).map(|_| pipeline.beside()).collect();
         doors.push(pipeline);
-        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), dials, doors)
+        let tunnels = Tunnels::bind(&sockets[1], authority.server_config()?, registry.clone(), asked, doors)
             .map_err(failed("listening at", &sockets[1]))?;
         let state = Arc::new(State {
             registry,
             authority,
             recorder,
             renewals,
+            gateways: asks.gateways,
             started: lock.started(),
             endpoint: endpoint.to_string(),
             unreadable: owner.unreadable(),

@@ -11,7 +11,7 @@
 mod durable;
 mod owner;
 
-use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
+use std::{borrow::Cow, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use moat_shared::{
     endpoint::Endpoint,
@@ -56,6 +56,9 @@ pub(crate) struct Run {
     /// The host user's name, for policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
+    /// The port where the run's sidecar comes to, if it cannot to the unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway: Option<SocketAddr>,
     /// Where the bridge dials the run's sidecar, if it has to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dial: Option<Endpoint>,
@@ -104,7 +107,7 @@ pub(crate) struct Registry {
 /// What the owner is asked.
 #[derive(Debug)]
 enum Ask {
-    Register(Register, Reply<Arc<Run>>),
+    Register(Register, Option<SocketAddr>, Reply<Arc<Run>>),
     Unregister(RunId, String, Reply<()>),
     Admit(RunId, Reply<Ticket>),
     Attach(RunId, TunnelStatus, Reply<oneshot::Receiver<()>>),
@@ -127,9 +130,13 @@ enum Ask {
 type Reply<T> = oneshot::Sender<Result<T, RegistryError>>;
 
 impl Registry {
-    /// Registers a run. It is on disk when this returns.
-    pub(crate) async fn register(&self, wish: Register) -> Result<Arc<Run>, RegistryError> {
-        self.ask(|reply| Ask::Register(wish, reply)).await
+    /// Registers a run, which comes to this port if to any. It is on disk when this returns.
+    pub(crate) async fn register(
+        &self,
+        wish: Register,
+        gateway: Option<SocketAddr>,
+    ) -> Result<Arc<Run>, RegistryError> {
+        self.ask(|reply| Ask::Register(wish, gateway, reply)).await
     }
 
     /// Ends a run: its tickets are revoked at once; it is off the disk when this returns.

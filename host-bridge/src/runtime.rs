@@ -20,6 +20,7 @@ use std::{
     fs::File,
     future::Future,
     io,
+    net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -76,6 +77,8 @@ pub(crate) enum TunnelKind {
     Unix,
     /// The sandbox listens, the engine publishes the port on this machine's loopback, the bridge connects.
     Published,
+    /// The bridge listens at this machine's address on the container's network, the sandbox connects.
+    Gateway,
 }
 
 impl TunnelKind {
@@ -83,6 +86,7 @@ impl TunnelKind {
         match self {
             Self::Unix => "unix",
             Self::Published => "published",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -101,7 +105,15 @@ pub(crate) struct View {
     pub(crate) relay_user: Ids,
     /// See [`moat_shared::plan::Plan::image_user`].
     pub(crate) image_user: Option<String>,
-    pub(crate) tunnel: Tunnel,
+    pub(crate) tunnel: Way,
+}
+
+/// How the sandbox and the bridge find each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Way {
+    Known(Tunnel),
+    /// The sandbox comes over its network, where this machine has this address; the bridge says at which port.
+    Gateway(IpAddr),
 }
 
 /// The holder's ends of what the sandbox reads and writes.
@@ -192,8 +204,14 @@ pub(crate) enum RuntimeError {
     NoPasta,
     #[error("the {0} runtime has no tunnel '{1}'")]
     Tunnel(&'static str, &'static str),
-    #[error("a published port needs a network, and network.mode is 'none'")]
-    PublishedNowhere,
+    #[error("the tunnel '{0}' needs a network, and network.mode is 'none'")]
+    NoNetwork(&'static str),
+    #[error(
+        "the tunnel 'gateway' needs an engine on this very machine, and this one runs in a machine of its own"
+    )]
+    GatewayApart,
+    #[error("the network '{0}' of the engine has no gateway")]
+    NoGateway(String),
     #[error("no command")]
     NoCommand,
     #[error("no image is named for the {0} runtime")]
@@ -230,7 +248,8 @@ impl Hint for RuntimeError {
                 Some("network.mode may be 'none', or 'open', which is the default".into())
             }
             Self::Tunnel(..) => Some("leave --tunnel (MOAT_TUNNEL) out: it is for containers".into()),
-            Self::PublishedNowhere => Some("leave network.mode out, or use --tunnel unix where the engine runs on this very machine".into()),
+            Self::GatewayApart | Self::NoGateway(_) => Some("use --tunnel published".into()),
+            Self::NoNetwork(_) => Some("leave network.mode out, or use --tunnel unix where the engine runs on this very machine".into()),
             Self::NoCommand => Some("give one after --, or 'command:' in moat.yaml".into()),
             Self::NoImage(_) => {
                 Some("name one: --image NAME, or 'image:' in moat.yaml; build moat's own: moat image build (base for `moat run`, claude, \

@@ -7,7 +7,7 @@
 //!
 //! The accept loop awaits nobody. Who calls is read from the certificate, whether it is served is the registry's word,
 //! and what is asked goes through the [`Door`]. Any byte stream will do: [`carrier`] says which there are, and [`dial`] goes
-//! to the sandboxes that cannot come here.
+//! to the sandboxes that cannot come here, [`gateway`] is where those come to that do it over their network.
 //! What was accepted is served by one of a few threads ([`workers`]).
 
 mod budget;
@@ -15,6 +15,7 @@ mod carrier;
 mod connection;
 mod dial;
 mod ending;
+mod gateway;
 mod half_open;
 mod workers;
 
@@ -27,11 +28,15 @@ use moat_shared::{limits, rt::drain::Drain};
 use tokio::{net::UnixListener, sync::mpsc, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-pub(crate) use self::dial::Dial;
 use self::{
     carrier::{Carrier, Origin},
+    gateway::Ports,
     half_open::HalfOpen,
     workers::Workers,
+};
+pub(crate) use self::{
+    dial::Dial,
+    gateway::{Gateways, Open},
 };
 use crate::registry::{Registry, Run};
 
@@ -62,8 +67,37 @@ pub(crate) struct Tunnels {
     listener: UnixListener,
     workers: Workers,
     registry: Registry,
+    asked: Asked,
+}
+
+/// What the tunnels are asked for.
+#[derive(Debug)]
+pub(crate) struct Asked {
     /// Sandboxes that are to be dialled.
     dials: mpsc::UnboundedReceiver<Dial>,
+    /// Ports that sandboxes are to find.
+    opens: mpsc::UnboundedReceiver<Open>,
+}
+
+#[cfg(test)]
+impl Asked {
+    /// The next sandbox that is to be dialled.
+    pub(crate) async fn next_dial(&mut self) -> Option<Dial> {
+        self.dials.recv().await
+    }
+}
+
+/// Asks them.
+#[derive(Debug, Clone)]
+pub(crate) struct Asks {
+    pub(crate) dials: mpsc::UnboundedSender<Dial>,
+    pub(crate) gateways: Gateways,
+}
+
+/// Both ends.
+pub(crate) fn asks() -> (Asks, Asked) {
+    let ((dials, to_dial), (opens, to_open)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    (Asks { dials, gateways: Gateways(opens) }, Asked { dials: to_dial, opens: to_open })
 }
 
 /// What the tunnels of a worker share.
@@ -82,17 +116,17 @@ impl Tunnels {
         path: &Path,
         tls: rustls::ServerConfig,
         registry: Registry,
-        dials: mpsc::UnboundedReceiver<Dial>,
+        asked: Asked,
         doors: Vec<D>,
     ) -> io::Result<Self> {
-        Self::patient(path, tls, registry, dials, doors, limits::HANDSHAKE)
+        Self::patient(path, tls, registry, asked, doors, limits::HANDSHAKE)
     }
 
     fn patient<D: Door>(
         path: &Path,
         tls: rustls::ServerConfig,
         registry: Registry,
-        dials: mpsc::UnboundedReceiver<Dial>,
+        asked: Asked,
         doors: Vec<D>,
         patience: Duration,
     ) -> io::Result<Self> {
@@ -102,15 +136,17 @@ impl Tunnels {
         let tls = TlsAcceptor::from(Arc::new(tls));
         let shared = |door| Arc::new(Shared { tls: tls.clone(), registry: registry.clone(), door, patience });
         let workers = Workers::start(doors.into_iter().map(shared).collect())?;
-        Ok(Self { listener, workers, registry, dials })
+        Ok(Self { listener, workers, registry, asked })
     }
 
     /// Serves until the drain has been signalled and every tunnel is gone. Dropping this ends them all.
     pub(crate) async fn run(self, mut drain: Drain) {
-        let Self { listener, workers, registry, mut dials } = self;
+        let Self { listener, workers, registry, asked } = self;
+        let Asked { mut dials, mut opens } = asked;
         let half_open = HalfOpen::new(HALF_OPEN);
         let (dialled, mut arriving) = mpsc::channel(1);
         let mut diallers = JoinSet::new();
+        let mut ports = Ports::new(dialled.clone());
         loop {
             let come = tokio::select! {
                 biased; // a drain must win over a ready listener
@@ -118,6 +154,10 @@ impl Tunnels {
                 Some(_) = diallers.join_next() => continue,
                 Some(dial) = dials.recv() => {
                     diallers.spawn(dial::keep(dial, registry.clone(), dialled.clone()));
+                    continue;
+                }
+                Some(wanted) = opens.recv() => {
+                    ports.open(wanted);
                     continue;
                 }
                 Some(arrived) = arriving.recv() => Ok(arrived),
@@ -139,7 +179,7 @@ impl Tunnels {
                 }
             }
         }
-        drop((listener, diallers));
+        drop((listener, diallers, ports));
         workers.finish().await;
     }
 }

@@ -1,4 +1,5 @@
-//! The tunnel over a published port: whoever else comes gets nothing, and disturbs nobody.
+//! The tunnel over a network: a published port, or this machine's address on the engine's own. Whoever else comes gets
+//! nothing, and disturbs nobody.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -26,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("strangers_get_nothing", ENGINE, strangers_get_nothing),
     Test::new("a_bridge_that_comes_back_goes_there_again", ENGINE, a_bridge_that_comes_back),
     Test::new("it_needs_a_network", ENGINE, it_needs_a_network),
+    Test::new("the_other_way_by_the_gateway", ENGINE, the_other_way_by_the_gateway),
 ];
 
 /// What the engine says of the rig's one container.
@@ -114,8 +116,38 @@ fn it_needs_a_network() -> Outcome {
     rig.config("network: {mode: none}\n")?;
     let ran = rig.sandboxed(&["true"])?.expect_code(1)?;
     ensure(
-        ran.err.contains("a published port needs a network") && ran.err.contains("--tunnel unix"),
+        ran.err.contains("the tunnel 'published' needs a network") && ran.err.contains("--tunnel unix"),
         || ran.err.clone(),
     )?;
     ensure(rig.containers().is_empty() && rig.runs().is_empty(), || "something was started".to_owned())
+}
+
+/// The sandbox comes to the bridge; also to the next one, at the same port.
+fn the_other_way_by_the_gateway() -> Outcome {
+    let stage = Stage::new()?;
+    let inside = stage.rig.console_with(&["--tunnel", "gateway"])?;
+    let call = || inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB));
+    ensure(call()?.status == 200, || "the tunnel does not work".to_owned())?;
+    let is_open = || stage.rig.run(&["status"])?.expect_code(0).map(|status| status.out);
+    let status = is_open()?;
+    ensure(status.contains("open (gateway"), || status)?;
+    // Nothing of the bridge's is mounted, nothing published.
+    let has =
+        of_container(&stage.rig, "{{range .Mounts}}{{.Destination}} {{end}}{{json .NetworkSettings.Ports}}")?;
+    ensure(!has.contains("tunnel") && !has.contains("HostPort"), || has.clone())?;
+    let runs: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(stage.rig.home().join("proxy/runs.json"))?)?;
+    let at: std::net::SocketAddr = serde_json::from_value(runs["runs"][0]["gateway"].clone())?;
+    ensure(!at.ip().is_loopback() && !at.ip().is_unspecified(), || format!("the bridge listens at {at}"))?;
+    let mut stranger = TcpStream::connect(at)?;
+    stranger.set_read_timeout(Some(PATIENCE))?;
+    stranger.write_all(b"GET /mcp/vault HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    let mut heard = Vec::new();
+    let _how = stranger.read_to_end(&mut heard).is_ok();
+    ensure(!heard.starts_with(b"HTTP"), || format!("a process of the host heard {heard:?}"))?;
+    stage.rig.kill_bridge()?;
+    ensure(call()?.status == 200, || "the tunnel does not come back".to_owned())?;
+    let status = is_open()?;
+    ensure(status.contains("open (gateway"), || status)?;
+    ensure(inside.end()? == 0, || "exit code".to_owned())
 }

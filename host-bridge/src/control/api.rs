@@ -12,7 +12,10 @@
 //! | `GET /v1/status` | 200 [`Status`] |
 //! | `POST /v1/shutdown` | 202; drains and leaves |
 
-use std::path::PathBuf;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use jiff::Timestamp;
 use moat_shared::{
@@ -56,6 +59,9 @@ pub(crate) struct Register {
     pub(crate) agent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
+    /// The address by which the sandbox knows this machine, if it comes over its network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway: Option<IpAddr>,
     /// The process that holds the run. When it is gone and nobody else holds the run, the run is over.
     pub(crate) holder: Process,
 }
@@ -82,6 +88,9 @@ pub(crate) struct Registered {
     pub(crate) run: RunId,
     /// For the sandbox's PID 1, and nobody else.
     pub(crate) identity: Identity,
+    /// Where the sandbox finds the bridge over its network, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway: Option<SocketAddr>,
 }
 
 /// What the holder of a run is told.

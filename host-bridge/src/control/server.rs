@@ -31,6 +31,7 @@ use crate::{
     oauth::renewals::{Renewals, Standing},
     record::Recorder,
     registry::{Hold, Registry, RegistryError},
+    tunnel::Gateways,
 };
 
 const HEAD: Duration = Duration::from_secs(10);
@@ -53,6 +54,7 @@ pub(crate) struct State {
     pub(crate) authority: Authority,
     pub(crate) recorder: Recorder,
     pub(crate) renewals: Renewals,
+    pub(crate) gateways: Gateways,
     pub(crate) started: jiff::Timestamp,
     pub(crate) endpoint: String,
     pub(crate) unreadable: Vec<String>,
@@ -221,9 +223,19 @@ async fn answer(state: &State, drain: Drain, request: Request<Incoming>) -> Resu
 }
 
 async fn register(state: &State, wish: Register) -> Result<Response<Body>, Refusal> {
-    let run = state.registry.register(wish).await?;
+    let gateway = match wish.gateway {
+        Some(address) => Some(state.gateways.open(address).await.map_err(|error| {
+            let text = format!("listening for the sandbox at {address}: {error}");
+            let mut refusal = Refusal::new(StatusCode::CONFLICT, text);
+            refusal.problem.hint =
+                Some("is that an address of this machine? use --tunnel unix, or published".to_owned());
+            refusal
+        })?),
+        None => None,
+    };
+    let run = state.registry.register(wish, gateway).await?;
     match state.authority.issue(&run.id) {
-        Ok(identity) => Ok(json(StatusCode::CREATED, &Registered { run: run.id.clone(), identity })),
+        Ok(identity) => Ok(json(StatusCode::CREATED, &Registered { run: run.id.clone(), identity, gateway })),
         Err(error) => {
             state.registry.unregister(run.id.clone(), "no certificate could be made".to_owned()).await?;
             Err(Refusal::of(StatusCode::INTERNAL_SERVER_ERROR, &error))

@@ -4,7 +4,7 @@
 //! each is answered after the write that holds it. A run ends when it is unregistered, or when the process that holds it is
 //! gone and nobody else holds it; that is looked at when a hold ends, and every second.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use moat_shared::{
@@ -29,7 +29,7 @@ use crate::{
     policy::{bound::Bound, follow},
     record::{AuditEvent, Recorder},
     server::Server,
-    tunnel::Dial,
+    tunnel::{Asks, Dial},
 };
 
 const QUEUE: usize = 1024;
@@ -65,8 +65,8 @@ pub(crate) struct Owner {
     leaving: bool,
     /// The engines where runs may have left a sandbox behind.
     left_behind: mpsc::UnboundedSender<PathBuf>,
-    /// The sandboxes that are to be dialled.
-    dials: mpsc::UnboundedSender<Dial>,
+    /// The sandboxes that are to be dialled, and the ports where others come to.
+    tunnels: Asks,
 }
 
 /// A run that is served.
@@ -128,7 +128,7 @@ impl Owner {
         home: &Home,
         recorder: Recorder,
         left_behind: mpsc::UnboundedSender<PathBuf>,
-        dials: mpsc::UnboundedSender<Dial>,
+        tunnels: Asks,
     ) -> Result<(Registry, mpsc::Sender<Notice>, Self), LoadError> {
         let path = home.runs_file();
         let loaded = durable::load(&path)?;
@@ -168,9 +168,9 @@ impl Owner {
             holds: JoinSet::new(),
             leaving: false,
             left_behind,
-            dials,
+            tunnels,
         };
-        this.runs.values().for_each(|entry| this.dial(&entry.run));
+        this.runs.values().for_each(|entry| this.meet(&entry.run));
         Ok((Registry { owner }, notify, this))
     }
 
@@ -225,7 +225,7 @@ impl Owner {
 
     fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Register(wish, reply) => self.register(wish, reply),
+            Ask::Register(wish, gateway, reply) => self.register(wish, gateway, reply),
             Ask::Unregister(run, reason, reply) => {
                 let known = self.end(&run, &reason);
                 if known {
@@ -256,7 +256,7 @@ impl Owner {
         }
     }
 
-    fn register(&mut self, wish: Register, reply: Reply<Arc<Run>>) {
+    fn register(&mut self, wish: Register, gateway: Option<SocketAddr>, reply: Reply<Arc<Run>>) {
         if self.leaving {
             return send(reply, Err(RegistryError::Leaving));
         }
@@ -275,6 +275,7 @@ impl Owner {
             profile: wish.profile,
             agent: wish.agent,
             user: wish.user,
+            gateway,
             dial: None,
             holder: wish.holder,
             registered: Timestamp::now(),
@@ -294,10 +295,14 @@ impl Owner {
         self.next.push(Waiting::Dialled { run, before, reply });
     }
 
-    fn dial(&self, run: &Run) {
+    /// Where it cannot come to the unix socket.
+    fn meet(&self, run: &Run) {
+        if let Some(at) = run.gateway {
+            self.tunnels.gateways.again(at);
+        }
         if let Some(endpoint) = run.dial.clone() {
             // Nobody dials any more: the bridge is leaving, and the next one finds it on disk.
-            let _next_time = self.dials.send(Dial { run: run.id.clone(), endpoint });
+            let _next_time = self.tunnels.dials.send(Dial { run: run.id.clone(), endpoint });
         }
     }
 
@@ -468,7 +473,7 @@ impl Owner {
                 }
                 (Waiting::Dialled { run, reply, .. }, None) => {
                     if let Some(entry) = self.runs.get(&run) {
-                        self.dial(&entry.run);
+                        self.meet(&entry.run);
                     }
                     send(reply, Ok(()));
                 }

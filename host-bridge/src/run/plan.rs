@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use moat_shared::{
     id::RunId,
-    plan::{McpJson, Plan, RelayedServer, StubHeader},
+    plan::{McpJson, Plan, RelayedServer, StubHeader, Tunnel},
     wire,
 };
 
@@ -22,13 +22,14 @@ pub(crate) fn plan(
     order: &Order,
     run: RunId,
     view: View,
+    tunnel: Tunnel,
     env: &Environment,
     mcp_json: McpJson,
     terminal: bool,
 ) -> Plan {
     Plan {
         run,
-        tunnel: view.tunnel,
+        tunnel,
         relay_port: wire::RELAY_PORT,
         servers: order.config.servers.iter().map(relayed).collect(),
         agent: order.agent,

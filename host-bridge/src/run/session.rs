@@ -9,15 +9,17 @@
 
 use std::{
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use moat_shared::{
+    endpoint::{Dialler, Endpoint},
     exit,
     id::RunId,
-    plan::{Identity, Startup},
+    plan::{Identity, Startup, Tunnel},
 };
 use nix::sys::signal::Signal;
 use tokio::{
@@ -41,11 +43,11 @@ use crate::{
     cli::{Context, Failure, print, with_causes},
     config::RuntimeName,
     control::{
-        api::{Dial, HoldEvent, Process, Register},
+        api::{Dial, HoldEvent, Process, Register, Registered},
         client::Client,
         spawn,
     },
-    runtime::{self, Built, Created, Io, Running, Runtime},
+    runtime::{self, Built, Created, Io, Running, Runtime, Way},
 };
 
 /// From a stop to SIGKILL: more than PID 1 takes for the same.
@@ -82,11 +84,12 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
     let (view, engine) = (created.view(), created.engine());
     // The sandbox comes into being while the run is registered. Nothing happens in it before PID 1 is told what.
     let built = created.build().map_err(|error| Failure::from_error(&error))?;
-    let Some((client, id, identity)) =
-        register(&order, runtime.name(), engine.clone(), context, &mut signals).await?
+    let Some((client, registered)) =
+        register(&order, runtime.name(), engine.clone(), &view, context, &mut signals).await?
     else {
         return Ok(exit::from_signal(INTERRUPTED));
     };
+    let Registered { run: id, identity, gateway } = registered;
     let session = Session { order, context, client, id, interactive: size.is_some() };
     let mut record = match session.record(runtime.name(), engine.as_deref()) {
         Ok(record) => record,
@@ -95,7 +98,7 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
             return Err(failure);
         }
     };
-    let end = session.registered(built, view, identity, &mut record, &mut signals).await;
+    let end = session.registered(built, view, (identity, gateway), &mut record, &mut signals).await;
     session.close(record, end).await
 }
 
@@ -107,9 +110,10 @@ async fn register(
     order: &Order,
     runtime: &str,
     engine: Option<PathBuf>,
+    view: &runtime::View,
     context: &Context,
     signals: &mut Signals,
-) -> Result<Option<(Client, RunId, Identity)>, Failure> {
+) -> Result<Option<(Client, Registered)>, Failure> {
     let wanted = Register {
         name: order.name.to_string(),
         runtime: runtime.to_owned(),
@@ -119,6 +123,10 @@ async fn register(
         profile: context.global.profile.clone(),
         agent: order.agent.map(|agent| agent.name().to_owned()),
         user: nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name),
+        gateway: match view.tunnel {
+            Way::Gateway(address) => Some(address),
+            Way::Known(_) => None,
+        },
         holder: Process::current(),
     };
     let registering = spawn::register(&context.home, &context.env, &wanted);
@@ -137,7 +145,7 @@ async fn register(
     if let Some(text) = client.mismatch() {
         print::note(&text);
     }
-    Ok(Some((client, registered.run, registered.identity)))
+    Ok(Some((client, registered)))
 }
 
 /// Says what is being waited for when that takes more than a moment.
@@ -183,11 +191,11 @@ impl Session<'_> {
         &self,
         built: impl Built,
         view: runtime::View,
-        identity: Identity,
+        (identity, gateway): (Identity, Option<SocketAddr>),
         record: &mut Record,
         signals: &mut Signals,
     ) -> End {
-        let startup = match self.startup(view, identity) {
+        let startup = match self.startup(view, identity, gateway) {
             Ok(startup) => startup,
             Err(failure) => return End::Failed(failure),
         };
@@ -248,11 +256,26 @@ impl Session<'_> {
             .map_err(|error| Failure::from_error(&error))
     }
 
-    fn startup(&self, view: runtime::View, identity: Identity) -> Result<Startup, Failure> {
+    fn startup(
+        &self,
+        view: runtime::View,
+        identity: Identity,
+        gateway: Option<SocketAddr>,
+    ) -> Result<Startup, Failure> {
+        let tunnel = match (&view.tunnel, gateway) {
+            (Way::Known(tunnel), _) => tunnel.clone(),
+            (Way::Gateway(_), Some(at)) => Tunnel { endpoint: Endpoint::Tcp(at), dialler: Dialler::Sidecar },
+            (Way::Gateway(_), None) => {
+                return Err(
+                    Failure::new("the bridge is older than --tunnel gateway").with_hint("moat proxy restart")
+                );
+            }
+        };
         let home = &self.context.home;
         let mcp_json = tracked::mcp_json(home, &self.id, &self.order.workspace)
             .map_err(|error| Failure::new(format!("cannot read {}: {error}", home.runs().display())))?;
-        let plan = plan(&self.order, self.id.clone(), view, &self.context.env, mcp_json, self.interactive);
+        let plan =
+            plan(&self.order, self.id.clone(), view, tunnel, &self.context.env, mcp_json, self.interactive);
         Ok(Startup { plan, identity })
     }
 

@@ -22,6 +22,7 @@ mod stream;
 use std::{
     collections::BTreeMap,
     io,
+    net::IpAddr,
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
 };
@@ -49,7 +50,7 @@ use self::{
     removal::Removal,
     stream::{Of, Stream},
 };
-use super::{Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Window};
+use super::{Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way, Window};
 use crate::{config::NetworkMode, home::Home};
 
 pub(crate) use self::engine::{Engine, EngineError};
@@ -76,7 +77,7 @@ pub(crate) struct Created {
     body: ContainerCreateBody,
     tunnel_dir: PathBuf,
     command: Vec<String>,
-    tunnel: TunnelKind,
+    door: Door,
 }
 
 /// The engine at work.
@@ -84,7 +85,7 @@ pub(crate) struct Created {
 pub(crate) struct Building {
     engine: Engine,
     terminal: Option<Size>,
-    tunnel: TunnelKind,
+    is_published: bool,
     container: JoinSet<Result<Removal, EngineError>>,
 }
 
@@ -124,14 +125,14 @@ impl Runtime for Docker<'_> {
             text: format!("{} lies in moat's own directory", source.display()),
             hint: None,
         })?;
-        let tunnel = tunnel(&order, self.engine.is_apart)?;
-        let name = container::name();
-        let door = match tunnel {
+        let door = match tunnel(&order, self.engine.is_apart)? {
             TunnelKind::Unix => Door::Directory(tunnel_dir.clone()),
             TunnelKind::Published => Door::Port,
+            TunnelKind::Gateway => Door::Gateway(gateway(&self.engine).await?),
         };
+        let name = container::name();
         let body = container::body(&order, &image, &door, &hidden, &container::owner(self.home, &name));
-        Ok(Created { engine: self.engine.clone(), name, image, order, body, tunnel_dir, command, tunnel })
+        Ok(Created { engine: self.engine.clone(), name, image, order, body, tunnel_dir, command, door })
     }
 }
 
@@ -139,11 +140,13 @@ impl super::Created for Created {
     type Built = Building;
 
     fn view(&self) -> View {
-        let tunnel = match self.tunnel {
-            TunnelKind::Unix => {
-                Tunnel { endpoint: Endpoint::Unix(container::tunnel_socket()), dialler: Dialler::Sidecar }
+        let tunnel = match self.door {
+            Door::Directory(_) => {
+                let endpoint = Endpoint::Unix(container::tunnel_socket());
+                Way::Known(Tunnel { endpoint, dialler: Dialler::Sidecar })
             }
-            TunnelKind::Published => Tunnel { endpoint: container::tunnel_port(), dialler: Dialler::Bridge },
+            Door::Port => Way::Known(Tunnel { endpoint: container::tunnel_port(), dialler: Dialler::Bridge }),
+            Door::Gateway(address) => Way::Gateway(address),
         };
         let nobody = Ids { uid: u32::MAX - 1, gid: u32::MAX - 1 };
         View {
@@ -170,7 +173,7 @@ impl super::Created for Created {
         let engine = self.engine.clone();
         let mut container = JoinSet::new();
         container.spawn(make(self.engine, self.name, self.body, sidecar));
-        Ok(Building { engine, terminal, container, tunnel: self.tunnel })
+        Ok(Building { engine, terminal, container, is_published: self.door == Door::Port })
     }
 }
 
@@ -206,7 +209,7 @@ impl super::Built for Building {
     type Running = Running;
 
     async fn start(self, startup: &Startup) -> Result<(Running, Io), RuntimeError> {
-        let Self { engine, terminal, mut container, tunnel } = self;
+        let Self { engine, terminal, mut container, is_published } = self;
         let made = container.join_next().await.transpose();
         let made = made.map_err(|error| EngineError::Archive(io::Error::other(error)))?;
         let removal = made.ok_or(EngineError::Gone)??;
@@ -241,10 +244,7 @@ impl super::Built for Building {
                 Io::Pipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
             }
         };
-        let dial = match tunnel {
-            TunnelKind::Unix => None,
-            TunnelKind::Published => Some(published(&engine, &id).await?),
-        };
+        let dial = if is_published { Some(published(&engine, &id).await?) } else { None };
         Ok((Running { engine, id, ended, dial, _tasks: tasks, removal }, io))
     }
 }
@@ -254,9 +254,22 @@ fn tunnel(order: &Order, is_apart: bool) -> Result<TunnelKind, RuntimeError> {
     let fitting = if is_apart { TunnelKind::Published } else { TunnelKind::Unix };
     let tunnel = order.tunnel.unwrap_or(fitting);
     match (tunnel, order.network) {
-        (TunnelKind::Published, Some(NetworkMode::None)) => Err(RuntimeError::PublishedNowhere),
+        (TunnelKind::Unix, _) => Ok(tunnel),
+        (_, Some(NetworkMode::None)) => Err(RuntimeError::NoNetwork(tunnel.name())),
+        (TunnelKind::Gateway, _) if is_apart => Err(RuntimeError::GatewayApart),
         _ => Ok(tunnel),
     }
+}
+
+/// This machine's address on the network that containers get.
+async fn gateway(engine: &Engine) -> Result<IpAddr, RuntimeError> {
+    let network = engine.kind.network();
+    let inspected = engine.api.inspect_network(network, None).await;
+    let doing = "asking for the engine's network";
+    let inspected = inspected.map_err(|source| EngineError::Asking { doing, source })?;
+    let configured = inspected.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+    let gateway = configured.iter().find_map(|config| config.gateway.as_ref()?.parse().ok());
+    gateway.ok_or_else(|| RuntimeError::NoGateway(network.to_owned()))
 }
 
 /// The port that the engine has chosen.

@@ -46,7 +46,7 @@ use tokio::{
 };
 
 use self::spec::{Report, Spec};
-use super::{Io, Order, Runtime, RuntimeError, TunnelKind, View, Window};
+use super::{Io, Order, Runtime, RuntimeError, TunnelKind, View, Way, Window};
 use crate::{config::NetworkMode, env::Environment, home::Home};
 
 use self::sys::set_size;
@@ -218,7 +218,7 @@ impl super::Created for Created {
             user,
             relay_user: self.spec.users.relay(),
             image_user: None,
-            tunnel: Tunnel { endpoint, dialler: Dialler::Sidecar },
+            tunnel: Way::Known(Tunnel { endpoint, dialler: Dialler::Sidecar }),
         }
     }
 

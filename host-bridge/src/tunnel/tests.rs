@@ -114,15 +114,15 @@ impl Rig {
         private_dir(&home.tunnel_dir()).unwrap();
         let authority = Authority::open(&home).unwrap();
         let (recorder, _) = Recorder::new(100);
-        let (to_dial, dials) = tokio::sync::mpsc::unbounded_channel();
+        let (asks, asked) = asks();
         let (registry, _notices, owner) =
-            Owner::restore(&home, recorder, tokio::sync::mpsc::unbounded_channel().0, to_dial).unwrap();
+            Owner::restore(&home, recorder, tokio::sync::mpsc::unbounded_channel().0, asks).unwrap();
         let busy = Arc::default();
         let doors = [&busy, &busy].map(|busy| Fake { busy: Arc::clone(busy) });
         let socket = home.tunnel_socket();
         let tls = authority.server_config().unwrap();
         let tunnels =
-            Tunnels::patient(&socket, tls, registry.clone(), dials, doors.into(), patience).unwrap();
+            Tunnels::patient(&socket, tls, registry.clone(), asked, doors.into(), patience).unwrap();
         let (trigger, guard) = drain::drain();
         let mut tasks = JoinSet::new();
         tasks.spawn(owner.run());
@@ -140,9 +140,10 @@ impl Rig {
             profile: None,
             agent: None,
             user: None,
+            gateway: None,
             holder: Process::current(),
         };
-        let run = self.registry.register(wish).await.unwrap();
+        let run = self.registry.register(wish, None).await.unwrap();
         let identity = self.authority.issue(&run.id).unwrap();
         (run.id.clone(), identity)
     }

@@ -10,20 +10,20 @@ struct Rig {
     registry: Registry,
     notices: mpsc::Sender<Notice>,
     count: watch::Receiver<usize>,
-    dials: mpsc::UnboundedReceiver<Dial>,
+    asked: crate::tunnel::Asked,
     _task: JoinSet<()>,
 }
 
 fn start(home: &Home) -> Rig {
     private_dir(&home.proxy()).unwrap();
     let (recorder, _records) = Recorder::new(1000);
-    let (to_dial, dials) = mpsc::unbounded_channel();
+    let (asks, asked) = crate::tunnel::asks();
     let (registry, notices, owner) =
-        Owner::restore(home, recorder, mpsc::unbounded_channel().0, to_dial).unwrap();
+        Owner::restore(home, recorder, mpsc::unbounded_channel().0, asks).unwrap();
     let count = owner.count();
     let mut task = JoinSet::new();
     task.spawn(owner.run());
-    Rig { home: home.clone(), registry, notices, count, dials, _task: task }
+    Rig { home: home.clone(), registry, notices, count, asked, _task: task }
 }
 
 fn wish(holder: Process) -> Register {
@@ -37,6 +37,7 @@ fn wish(holder: Process) -> Register {
         profile: run.profile,
         agent: run.agent,
         user: run.user,
+        gateway: None,
         holder,
     }
 }
@@ -63,7 +64,7 @@ async fn a_run_is_on_disk_before_it_is_acknowledged_and_off_it_before_its_end_is
     let rig = start(&Home::at(dir.path()));
     let mut runs = Vec::new();
     for _ in 0..20 {
-        let run = rig.registry.register(wish(Process::current())).await.unwrap();
+        let run = rig.registry.register(wish(Process::current()), None).await.unwrap();
         assert!(on_disk(&rig.home).contains(&run.id));
         runs.push(run.id.clone());
     }
@@ -81,7 +82,9 @@ async fn many_at_once_are_all_there_and_all_different() {
     let mut tasks = JoinSet::new();
     for _ in 0..100 {
         let registry = rig.registry.clone();
-        tasks.spawn(async move { registry.register(wish(Process::current())).await.unwrap().id.clone() });
+        tasks.spawn(
+            async move { registry.register(wish(Process::current()), None).await.unwrap().id.clone() },
+        );
     }
     let mut ids = tasks.join_all().await;
     ids.sort();
@@ -99,7 +102,7 @@ async fn a_restart_serves_the_same_runs() {
     let home = Home::at(dir.path());
     let run = {
         let rig = start(&home);
-        rig.registry.register(wish(Process::current())).await.unwrap()
+        rig.registry.register(wish(Process::current()), None).await.unwrap()
     };
     let rig = start(&home);
     let ticket = rig.registry.admit(run.id.clone()).await.unwrap();
@@ -112,7 +115,7 @@ async fn a_restart_serves_the_same_runs() {
 async fn the_end_of_a_run_revokes_its_tickets_and_its_tunnel() {
     let dir = tempfile::tempdir().unwrap();
     let rig = start(&Home::at(dir.path()));
-    let run = rig.registry.register(wish(Process::current())).await.unwrap();
+    let run = rig.registry.register(wish(Process::current()), None).await.unwrap();
     let mut ticket = rig.registry.admit(run.id.clone()).await.unwrap();
     let _first = rig.registry.attach(&ticket, tunnel()).await.unwrap();
     assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_some());
@@ -130,14 +133,17 @@ async fn where_a_sandbox_is_dialled_is_on_disk_and_known_after_a_restart() {
     let endpoint: Endpoint = "tcp:127.0.0.1:5000".parse().unwrap();
     let run = {
         let mut rig = start(&home);
-        let run = rig.registry.register(wish(Process::current())).await.unwrap().id.clone();
+        let run = rig.registry.register(wish(Process::current()), None).await.unwrap().id.clone();
         rig.registry.dial(run.clone(), endpoint.clone()).await.unwrap();
         assert_eq!(durable::load(&home.runs_file()).unwrap().runs[0].dial, Some(endpoint.clone()));
-        assert_eq!(soon(rig.dials.recv()).await, Some(Dial { run: run.clone(), endpoint: endpoint.clone() }));
+        assert_eq!(
+            soon(rig.asked.next_dial()).await,
+            Some(Dial { run: run.clone(), endpoint: endpoint.clone() })
+        );
         run
     };
     let mut rig = start(&home);
-    assert_eq!(soon(rig.dials.recv()).await, Some(Dial { run, endpoint: endpoint.clone() }));
+    assert_eq!(soon(rig.asked.next_dial()).await, Some(Dial { run, endpoint: endpoint.clone() }));
     let unknown = RunId::from_random([9; 6]);
     assert!(matches!(rig.registry.dial(unknown, endpoint).await, Err(RegistryError::Unknown(_))));
 }
@@ -146,7 +152,7 @@ async fn where_a_sandbox_is_dialled_is_on_disk_and_known_after_a_restart() {
 async fn a_run_has_one_tunnel() {
     let dir = tempfile::tempdir().unwrap();
     let rig = start(&Home::at(dir.path()));
-    let run = rig.registry.register(wish(Process::current())).await.unwrap();
+    let run = rig.registry.register(wish(Process::current()), None).await.unwrap();
     let ticket = rig.registry.admit(run.id.clone()).await.unwrap();
     let first = rig.registry.attach(&ticket, tunnel()).await.unwrap();
     let second = rig.registry.attach(&ticket, tunnel()).await;
@@ -161,7 +167,7 @@ async fn a_run_has_one_tunnel() {
 async fn a_tunnel_that_is_gone_does_not_show() {
     let dir = tempfile::tempdir().unwrap();
     let rig = start(&Home::at(dir.path()));
-    let run = rig.registry.register(wish(Process::current())).await.unwrap();
+    let run = rig.registry.register(wish(Process::current()), None).await.unwrap();
     let ticket = rig.registry.admit(run.id.clone()).await.unwrap();
     drop(rig.registry.attach(&ticket, tunnel()).await.unwrap());
     assert!(rig.registry.runs().await.unwrap()[0].tunnel.is_none());
@@ -171,7 +177,7 @@ async fn a_tunnel_that_is_gone_does_not_show() {
 async fn a_run_without_holder_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = start(&Home::at(dir.path()));
-    rig.registry.register(wish(gone())).await.unwrap();
+    rig.registry.register(wish(gone()), None).await.unwrap();
     soon(rig.count.wait_for(|count| *count == 0)).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while !on_disk(&rig.home).is_empty() {
@@ -186,7 +192,7 @@ async fn a_hold_keeps_a_run_whose_process_is_gone_until_it_ends() {
     let mut rig = start(&Home::at(dir.path()));
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let holder = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
-    let run = rig.registry.register(wish(holder)).await.unwrap();
+    let run = rig.registry.register(wish(holder), None).await.unwrap();
     let mut hold = rig.registry.hold(run.id.clone()).await.unwrap();
     assert!(matches!(hold.next().await, Some(HoldEvent::Held)));
     child.kill().unwrap();
@@ -203,7 +209,7 @@ async fn a_hold_keeps_a_run_whose_process_is_gone_until_it_ends() {
 async fn the_holder_hears_of_stop_warnings_and_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let rig = start(&Home::at(dir.path()));
-    let run = rig.registry.register(wish(Process::current())).await.unwrap();
+    let run = rig.registry.register(wish(Process::current()), None).await.unwrap();
     let server = run.servers[0].name.clone();
     rig.registry.stop(run.id.clone()).await.unwrap();
     let mut hold = rig.registry.hold(run.id.clone()).await.unwrap();
@@ -244,11 +250,11 @@ async fn a_run_that_cannot_be_written_is_refused() {
     let rig = start(&Home::at(dir.path()));
     // A directory that is not empty cannot be renamed over.
     std::fs::create_dir_all(rig.home.runs_file().join("x")).unwrap();
-    let refused = rig.registry.register(wish(Process::current())).await.unwrap_err();
+    let refused = rig.registry.register(wish(Process::current()), None).await.unwrap_err();
     assert!(matches!(refused, RegistryError::Write { .. }));
     assert!(rig.registry.runs().await.unwrap().is_empty());
     std::fs::remove_dir_all(rig.home.runs_file()).unwrap();
-    rig.registry.register(wish(Process::current())).await.unwrap();
+    rig.registry.register(wish(Process::current()), None).await.unwrap();
 }
 
 #[tokio::test]
@@ -257,16 +263,19 @@ async fn a_name_twice_is_refused() {
     let rig = start(&Home::at(dir.path()));
     let mut twice = wish(Process::current());
     twice.servers.push(twice.servers[0].clone());
-    assert!(matches!(rig.registry.register(twice).await, Err(RegistryError::Duplicate(_))));
+    assert!(matches!(rig.registry.register(twice, None).await, Err(RegistryError::Duplicate(_))));
 }
 
 #[tokio::test]
 async fn leaving_is_refused_while_there_are_runs_and_final_afterwards() {
     let dir = tempfile::tempdir().unwrap();
     let rig = start(&Home::at(dir.path()));
-    let run = rig.registry.register(wish(Process::current())).await.unwrap();
+    let run = rig.registry.register(wish(Process::current()), None).await.unwrap();
     assert!(!rig.registry.leave_if_idle().await);
     rig.registry.unregister(run.id.clone(), "test".to_owned()).await.unwrap();
     assert!(rig.registry.leave_if_idle().await);
-    assert!(matches!(rig.registry.register(wish(Process::current())).await, Err(RegistryError::Leaving)));
+    assert!(matches!(
+        rig.registry.register(wish(Process::current()), None).await,
+        Err(RegistryError::Leaving)
+    ));
 }

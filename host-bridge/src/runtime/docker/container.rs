@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -89,6 +89,8 @@ pub(super) enum Door {
     Directory(PathBuf),
     /// Published on this machine's loopback, where the engine chooses.
     Port,
+    /// The container's own network, on which this machine has this address.
+    Gateway(IpAddr),
 }
 
 /// As the engine writes it.
@@ -172,7 +174,7 @@ fn host(order: &Order, door: &Door, hidden: &[PathBuf]) -> HostConfig {
         ..EngineMount::default()
     }));
     // The sidecar is put where there is something already.
-    if options.read_only || *door == Door::Port {
+    if options.read_only || !matches!(door, Door::Directory(_)) {
         mounts.push(EngineMount {
             target: Some(OWN.to_owned()),
             typ: Some(MountType::VOLUME),

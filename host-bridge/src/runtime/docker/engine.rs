@@ -126,6 +126,14 @@ impl Kind {
         }
     }
 
+    /// The network of a container for which nothing else is said.
+    pub(super) const fn network(self) -> &'static str {
+        match self {
+            Self::Docker => "bridge",
+            Self::Podman => "podman",
+        }
+    }
+
     /// The variable that says where the engine is.
     const fn variable(self) -> &'static str {
         match self {
