@@ -27,6 +27,7 @@ pub(crate) mod grant;
 mod image;
 mod list;
 mod logs;
+mod news;
 mod pick;
 mod policy;
 mod proxy;

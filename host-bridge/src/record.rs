@@ -76,6 +76,17 @@ pub(crate) enum Failure {
     Invalid,
 }
 
+/// Does the issuer of a revoked credential know?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Remote {
+    Ok,
+    /// It could not be told.
+    Failed,
+    /// It has no place for that, or was not to be asked.
+    None,
+}
+
 /// One line of `audit.jsonl`, with its time.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct AuditLine {
@@ -101,6 +112,20 @@ pub(crate) enum AuditEvent {
     /// The upstream answered 401 or 403 to an injected credential.
     #[serde(rename = "credential.rejected")]
     CredentialRejected { grant: GrantName, host: String, server: ServerName, status: u16 },
+    /// A person granted it, or granted it anew.
+    #[serde(rename = "credential.granted")]
+    CredentialGranted {
+        grant: GrantName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        issuer: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        generation: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires_at: Option<Timestamp>,
+    },
+    /// A person removed it.
+    #[serde(rename = "credential.revoked")]
+    CredentialRevoked { grant: GrantName, remote: Remote },
     /// An OAuth token was renewed while a request of the run waited for it.
     #[serde(rename = "credential.refreshed")]
     CredentialRefreshed {

@@ -15,6 +15,7 @@ use std::{borrow::Cow, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use moat_shared::{
     endpoint::Endpoint,
+    grant::GrantName,
     hint::Hint,
     id::{RunId, ServerName},
     limits,
@@ -114,6 +115,8 @@ enum Ask {
     Hold(RunId, Reply<Hold>),
     Stop(RunId, Reply<()>),
     Runs(oneshot::Sender<Vec<RunStatus>>),
+    /// The runs that use a profile's grant.
+    Users(GrantName, Option<Profile>, oneshot::Sender<Vec<RunId>>),
     /// Every server that has a policy.
     Policies(oneshot::Sender<Vec<(RunId, Server)>>),
     /// The sandbox of a run is to be dialled here.
@@ -179,6 +182,17 @@ impl Registry {
     pub(crate) async fn runs(&self) -> Result<Vec<RunStatus>, RegistryError> {
         let (answer, runs) = oneshot::channel();
         self.owner.send(Ask::Runs(answer)).await.map_err(|_| RegistryError::Leaving)?;
+        runs.await.map_err(|_| RegistryError::Leaving)
+    }
+
+    /// The runs that use a profile's grant.
+    pub(crate) async fn users(
+        &self,
+        grant: GrantName,
+        profile: Option<Profile>,
+    ) -> Result<Vec<RunId>, RegistryError> {
+        let (answer, runs) = oneshot::channel();
+        self.owner.send(Ask::Users(grant, profile, answer)).await.map_err(|_| RegistryError::Leaving)?;
         runs.await.map_err(|_| RegistryError::Leaving)
     }
 

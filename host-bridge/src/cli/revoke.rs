@@ -7,8 +7,9 @@ use moat_shared::{
     grant::{GrantKind, GrantName},
 };
 
-use super::{Context, Failure, Outcome, print, proxy::block_on, text::visible, when};
+use super::{Context, Failure, Outcome, news, print, proxy::block_on, text::visible, when};
 use crate::{
+    control::api::GrantChange,
     credentials::Store,
     oauth::{
         http::Http,
@@ -17,6 +18,7 @@ use crate::{
         refresh::{Do, Forget, Got, Port, drive},
         revoke::{self, Told},
     },
+    record::Remote,
     upstream,
 };
 
@@ -47,12 +49,19 @@ impl Args {
             return Ok(exit::OK);
         }
         if matches!(grant.kind(), GrantKind::OAuth(_)) && store.has(&grant) {
-            block_on(forget(&store, &grant, self.local))?;
-            return Ok(exit::OK);
+            return block_on(async {
+                let remote = forget(&store, &grant, self.local).await?;
+                news::tell(&context.home, &store, &grant, GrantChange::Revoked { remote }).await;
+                Ok(exit::OK)
+            });
         }
         store.remove(&grant).map_err(|error| Failure::from_error(&error))?;
         print::note(&revoked(&store, &grant));
-        Ok(exit::OK)
+        block_on(async {
+            let change = GrantChange::Revoked { remote: Remote::None };
+            news::tell(&context.home, &store, &grant, change).await;
+            Ok(exit::OK)
+        })
     }
 }
 
@@ -62,7 +71,7 @@ fn revoked(store: &Store, grant: &GrantName) -> String {
 }
 
 /// Under the grant's lock: no refresh brings back what is removed.
-async fn forget(store: &Store, grant: &GrantName, local: bool) -> Outcome {
+async fn forget(store: &Store, grant: &GrantName, local: bool) -> Result<Remote, Failure> {
     let http = match local {
         true => None,
         false => Some(
@@ -75,24 +84,28 @@ async fn forget(store: &Store, grant: &GrantName, local: bool) -> Outcome {
     let Forgetting { disk, told, .. } = port;
     forgotten
         .map_err(|class| Failure::new(disk.trouble.clone().unwrap_or_else(|| class.words().to_owned())))?;
+    let mut remote = Remote::None;
     if let Some((record, told)) = told {
         let until = record.credential().expires_at.map(|at| when::date(at, &TimeZone::system()));
         let until = until.unwrap_or_else(|| "it expires".to_owned());
         let issuer = record.issuer();
         let issuer = visible(&issuer);
         match told {
-            Told::Revoked => {}
+            Told::Revoked => remote = Remote::Ok,
             Told::NoEndpoint => print::note(&format!(
                 "Warning: {issuer} has no way to revoke a token; it stays valid there until {until}"
             )),
-            Told::Failed(class) => print::note(&format!(
-                "Warning: {issuer} could not be told ({}); the token stays valid there until {until}",
-                class.words()
-            )),
+            Told::Failed(class) => {
+                remote = Remote::Failed;
+                print::note(&format!(
+                    "Warning: {issuer} could not be told ({}); the token stays valid there until {until}",
+                    class.words()
+                ));
+            }
         }
     }
     print::note(&revoked(store, grant));
-    Ok(exit::OK)
+    Ok(remote)
 }
 
 /// The port of a removal: the issuer is told between the look and the removal.

@@ -9,6 +9,7 @@
 //! | `DELETE /v1/runs/<id>` | 204; its tunnels are closed |
 //! | `GET /v1/runs/<id>/policies` | 200, a list of [`PolicyState`] |
 //! | `POST /v1/runs/<id>/policies` [`Accept`] | 204; the policy that waited is on disk and in force |
+//! | `POST /v1/grants` [`GrantNews`] | 204; the runs that use the grant have it in their audit log |
 //! | `GET /v1/status` | 200 [`Status`] |
 //! | `POST /v1/shutdown` | 202; drains and leaves |
 
@@ -26,7 +27,7 @@ use moat_shared::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{home::Profile, policy::model::RuleSet, server::Server};
+use crate::{home::Profile, policy::model::RuleSet, record::Remote, server::Server};
 
 /// Why the bridge says no.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -259,4 +260,29 @@ pub(crate) struct Accept {
     pub(crate) server: ServerName,
     /// Of what was shown, so that nothing else is accepted.
     pub(crate) sha256: String,
+}
+
+/// A command changed a grant. Its file says the same; this is for the audit logs of the runs that use it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GrantNews {
+    pub(crate) grant: GrantName,
+    /// Whose it is.
+    pub(crate) profile: Option<Profile>,
+    pub(crate) change: GrantChange,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum GrantChange {
+    Granted {
+        /// Of OAuth grants.
+        issuer: Option<String>,
+        generation: Option<u64>,
+        expires_at: Option<Timestamp>,
+    },
+    Revoked {
+        remote: Remote,
+    },
 }

@@ -11,7 +11,7 @@ use moat_shared::{hint::Hint, id::RunId};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
-use super::api::{Accept, Dial, HoldEvent, PolicyState, Problem, Register, Registered, Status};
+use super::api::{Accept, Dial, GrantNews, HoldEvent, PolicyState, Problem, Register, Registered, Status};
 use crate::{build, home::Home};
 
 /// Longer than any disk needs to take a registration.
@@ -133,6 +133,12 @@ impl Client {
     /// Accepts a policy that waits. It is on disk and in force when this returns.
     pub(crate) async fn accept(&self, run: &RunId, wish: &Accept) -> Result<(), ClientError> {
         tell(&self.socket, &format!("/v1/runs/{run}/policies"), wish).await
+    }
+
+    /// Tells what a command did to a grant.
+    pub(crate) async fn grant_changed(&self, news: &GrantNews) -> Result<(), ClientError> {
+        let exchange = open(&self.socket, Method::POST, "/v1/grants", Some(news));
+        timeout(ANSWER, exchange).await.map_err(|_| ClientError::Timeout)?.map(drop)
     }
 
     /// Asks the bridge to drain and leave. Runs stay registered.

@@ -23,13 +23,13 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use super::api::{Accept, Dial, PolicyState, Problem, Register, Registered, Status};
+use super::api::{Accept, Dial, GrantChange, GrantNews, PolicyState, Problem, Register, Registered, Status};
 use crate::{
     build,
     cli::with_causes,
     identity::Authority,
     oauth::renewals::{Renewals, Standing},
-    record::Recorder,
+    record::{AuditEvent, Recorder},
     registry::{Hold, Registry, RegistryError},
     tunnel::Gateways,
 };
@@ -211,6 +211,10 @@ async fn answer(state: &State, drain: Drain, request: Request<Incoming>) -> Resu
             state.registry.accept(run, server, sha256).await?;
             Ok(empty(StatusCode::NO_CONTENT))
         }
+        (&Method::POST, ["v1", "grants"]) => {
+            note(state, read(request).await?).await?;
+            Ok(empty(StatusCode::NO_CONTENT))
+        }
         (&Method::POST, ["v1", "shutdown"]) => {
             tracing::info!("asked to leave");
             state.shutdown.notify_one();
@@ -241,6 +245,22 @@ async fn register(state: &State, wish: Register) -> Result<Response<Body>, Refus
             Err(Refusal::of(StatusCode::INTERNAL_SERVER_ERROR, &error))
         }
     }
+}
+
+/// Writes what a command did to a grant into the audit log of each run that uses it.
+async fn note(state: &State, news: GrantNews) -> Result<(), Refusal> {
+    let GrantNews { grant, profile, change } = news;
+    for run in state.registry.users(grant.clone(), profile).await? {
+        let grant = grant.clone();
+        let event = match change.clone() {
+            GrantChange::Granted { issuer, generation, expires_at } => {
+                AuditEvent::CredentialGranted { grant, issuer, generation, expires_at }
+            }
+            GrantChange::Revoked { remote } => AuditEvent::CredentialRevoked { grant, remote },
+        };
+        state.recorder.audit(&run, event);
+    }
+    Ok(())
 }
 
 /// The policies of a run, with what waits to be accepted.

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc, 
 use jiff::Timestamp;
 use moat_shared::{
     endpoint::Endpoint,
+    grant::GrantName,
     id::{RunId, ServerName},
 };
 use ring::rand::{SecureRandom, SystemRandom};
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     control::api::{HoldEvent, PolicyState, Register, RunStatus, ServerStatus, TunnelStatus},
-    home::Home,
+    home::{Home, Profile},
     pipeline::{News, Notice},
     policy::{bound::Bound, follow},
     record::{AuditEvent, Recorder},
@@ -245,6 +246,7 @@ impl Owner {
                 runs.sort_by_key(|run| run.registered);
                 send(answer, runs);
             }
+            Ask::Users(grant, profile, answer) => send(answer, self.users(&grant, profile.as_ref())),
             Ask::Policies(answer) => send(answer, self.policies()),
             Ask::Dial(run, endpoint, reply) => self.dial_from_now_on(run, endpoint, reply),
             Ask::Accept(run, server, sha256, reply) => self.accept(run, server, &sha256, reply),
@@ -304,6 +306,15 @@ impl Owner {
             // Nobody dials any more: the bridge is leaving, and the next one finds it on disk.
             let _next_time = self.tunnels.dials.send(Dial { run: run.id.clone(), endpoint });
         }
+    }
+
+    fn users(&self, grant: &GrantName, profile: Option<&Profile>) -> Vec<RunId> {
+        let uses = |server: &Server| server.inject.as_ref().is_some_and(|inject| inject.grant == *grant);
+        let runs = self
+            .runs
+            .iter()
+            .filter(|(_, entry)| entry.run.profile.as_ref() == profile && entry.run.servers.iter().any(uses));
+        runs.map(|(id, _)| id.clone()).collect()
     }
 
     fn policies(&self) -> Vec<(RunId, Server)> {

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moat_tests::{Outcome, clock::eventually, rig::Rig, trouble::ensure};
-use serde_json::json;
+use moat_tests::{Outcome, clock::eventually, inside::Inside, rig::Rig, trouble::ensure, upstream::Upstream};
+use serde_json::{Value, json};
 
 use super::{OAuth, STUB, call, configuration, fine, traces, works};
 use crate::stage::expect_error;
@@ -262,5 +262,46 @@ pub(super) fn a9_revoked_and_granted_anew() -> Outcome {
     stage.grant(&[])?.expect_code(0)?;
     works(&inside)?;
     ensure(stage.token()? != token, || "the same token".to_owned())?;
+
+    // The runs that use a grant have it in their audit logs, and no others.
+    let vault = Upstream::plain("vault", None)?;
+    stage.rig.grant("vault", "a-key", &vault.url())?;
+    stage.rig.config(&format!(
+        "mcp:\n  - name: vault\n    url: {}\n    auth: {{grant: mcp-vault, header: X-Key}}\n",
+        vault.url()
+    ))?;
+    let other = stage.rig.console()?;
+    stage.rig.grant("vault", "another-key", &vault.url())?;
+    stage.rig.run(&["revoke", "mcp-vault"])?.expect_code(0)?;
+    stage.rig.run(&["revoke", "oauth:mine", "--local"])?.expect_code(0)?;
+    let issuer = &stage.authority.issuer;
+    let mine = changes(&stage, &inside)?;
+    let expected = [
+        json!(["credential.revoked", "oauth:mine", null, null, "ok"]),
+        json!(["credential.granted", "oauth:mine", issuer, 1, null]),
+        json!(["credential.revoked", "oauth:mine", null, null, "none"]),
+    ];
+    ensure(mine == expected, || format!("{mine:?}"))?;
+    let theirs = changes(&stage, &other)?;
+    let expected = [
+        json!(["credential.granted", "mcp-vault", null, null, null]),
+        json!(["credential.revoked", "mcp-vault", null, null, "none"]),
+    ];
+    ensure(theirs == expected, || format!("{theirs:?}"))?;
+    other.end()?;
     inside.end().map(drop)
+}
+
+/// What a run's audit log says of grants that persons changed.
+fn changes(stage: &OAuth, inside: &Inside) -> Outcome<Vec<Value>> {
+    let environ = inside.environ()?;
+    let run = environ["MOAT_RUN_ID"].as_str().unwrap_or_default();
+    let shown = stage.rig.run(&["audit", run, "--json"])?.expect_code(0)?;
+    let all: Vec<Value> = serde_json::from_str(&shown.out)?;
+    let changed =
+        |line: &&Value| ["credential.granted", "credential.revoked"].iter().any(|kind| line["type"] == *kind);
+    let short = |line: &Value| {
+        json!([line["type"], line["grant"], line["issuer"], line["generation"], line["remote"]])
+    };
+    Ok(all.iter().filter(changed).map(short).collect())
 }

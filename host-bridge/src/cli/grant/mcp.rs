@@ -8,10 +8,13 @@ use moat_shared::{exit, grant::GrantName, secret::Secret};
 use super::super::{
     Context, Failure, Outcome,
     ask::{Ask, Person},
+    news,
+    proxy::block_on,
 };
 use crate::{
     config::{self, Config, catalog},
     credentials::{Credential, Store, grant::is_sendable},
+    oauth::record::Record,
     server::Upstream,
 };
 
@@ -60,7 +63,13 @@ impl Args {
         person.say(&format!("This will be stored as grant '{grant}'\n"));
         let token = credential(&mut person, "Credential: ")?;
         let hosts = self.hosts(&grant, store, &workspace, &mut person);
-        let path = keep(&Credential::new(grant.clone(), token, hosts, Timestamp::now()), store, &mut person)?;
+        let credential = Credential::new(grant.clone(), token, hosts, Timestamp::now());
+        let path = keep(&credential, store, &mut person)?;
+        let change = news::granted(&Record::of(credential));
+        block_on(async {
+            news::tell(&context.home, store, &grant, change).await;
+            Ok(exit::OK)
+        })?;
         person.say(&format!("\nMCP credential '{grant}' saved to {}", path.display()));
         if !uses(&workspace, &grant) {
             person.say(&format!("\nConfigure in moat.yaml:\n\n{}", self.snippet(&grant)));

@@ -11,7 +11,7 @@ use url::Url;
 use super::super::{
     Context, Failure, Outcome,
     ask::{Ask, Person},
-    print,
+    news, print,
     proxy::block_on,
     text::visible,
     when,
@@ -156,6 +156,7 @@ impl Args {
         }
         block_on(async {
             let granted = sign_in(&inputs, store, &context.env, no_browser).await?;
+            news::tell(&context.home, store, &inputs.grant, news::granted(&granted.record)).await;
             if context.global.json {
                 print::line(&Shown::of(&granted).json()?);
             } else {
@@ -293,7 +294,12 @@ pub(crate) fn inline(
     let args =
         <Alone as clap::Parser>::try_parse_from(["oauth", name]).map_err(|e| Failure::new(e.to_string()))?;
     let inputs = args.args.inputs(grant.clone(), known)?;
-    block_on(async { sign_in(&inputs, store, env, false).await.map(|_| exit::OK) }).map(drop)
+    block_on(async {
+        let granted = sign_in(&inputs, store, env, false).await?;
+        news::tell(home, store, grant, news::granted(&granted.record)).await;
+        Ok(exit::OK)
+    })
+    .map(drop)
 }
 
 /// The flags' defaults, without a command line.
