@@ -34,6 +34,7 @@ mod sidecar;
 mod stage;
 mod streaming;
 mod strict;
+mod upkeep;
 
 use std::process::ExitCode;
 
@@ -152,6 +153,7 @@ fn main() -> ExitCode {
         ("sidecar", sidecar::TESTS),
         ("preflight", preflight::TESTS),
         ("policy", policy::TESTS),
+        ("upkeep", upkeep::TESTS),
         ("oauth", oauth::TESTS),
         ("secrets", secrets::TESTS),
         ("injection", injection::TESTS),

@@ -4,7 +4,7 @@
 use std::{fs, time::Duration};
 
 use moat_tests::{
-    Outcome,
+    Outcome, Trouble,
     clock::eventually,
     console::http::Body,
     faults::Faults,
@@ -26,12 +26,12 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("the_commands", &[], the_commands),
 ];
 
-const RULES: &str = "scope: local\nmode: enforce\nrules:\n- {name: no-sums, action: deny, match: {operation: add}, message: No sums here.}\n";
+pub(crate) const RULES: &str = "scope: local\nmode: enforce\nrules:\n- {name: no-sums, action: deny, match: {operation: add}, message: No sums here.}\n";
 /// How long a changed file may take to be noticed.
-const NOTICED: Duration = Duration::from_secs(10);
+pub(crate) const NOTICED: Duration = Duration::from_secs(10);
 
 /// A rig whose server `local` has the rules of a file in the workspace.
-fn with_rules() -> Outcome<(Rig, Upstream)> {
+pub(crate) fn with_rules() -> Outcome<(Rig, Upstream)> {
     let rig = Rig::new()?;
     let local = Upstream::plain("local", None)?;
     fs::create_dir_all(rig.workspace().join(".keep"))?;
@@ -41,14 +41,14 @@ fn with_rules() -> Outcome<(Rig, Upstream)> {
 }
 
 /// The names of the tools that are listed, and what came of two calls.
-fn visit(inside: &Inside, modern: bool) -> Outcome<(Vec<String>, Value, Value)> {
+pub(crate) fn visit(inside: &Inside, modern: bool) -> Outcome<(Vec<String>, Value, Value)> {
     let calls = [("add", json!({"a": 1, "b": 2})), ("echo", json!({"text": "hi"}))];
     let seen = inside.visit("local", modern, &[], &calls)?;
     let tools = seen["tools"].as_array().into_iter().flatten().filter_map(Value::as_str);
     Ok((tools.map(str::to_owned).collect(), seen["results"][0].clone(), seen["results"][1].clone()))
 }
 
-fn is_denied(result: &Value) -> bool {
+pub(crate) fn is_denied(result: &Value) -> bool {
     let text = result["result"]["content"][0]["text"].as_str().unwrap_or_default();
     result["result"]["isError"] == true && text.starts_with("Moat: MCP tool call blocked by policy.")
 }
@@ -122,6 +122,7 @@ fn no_way_around() -> Outcome {
         "{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"tools/call\",\"params\":{\"name\":\"w\u{456}pe_board\"}}",
         r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"wipe_board"}}"#,
     ];
+    let mut sent = 0;
     for body in bodies {
         for target in ["/mcp/open", "/mcp/open/", "/mcp/open?x=1", "/mcp/open/x", "/mcp/twin"] {
             for header in [None, Some(("Mcp-Method", "ping")), Some(("MCP-Protocol-Version", "2026-07-28"))] {
@@ -129,6 +130,7 @@ fn no_way_around() -> Outcome {
                 if let Some((name, value)) = header {
                     request = request.header(name, value);
                 }
+                sent += 1;
                 let answer = inside.answer(&request)?;
                 let told =
                     answer.status == 400 || answer.body.contains("Moat") || answer.body.contains("MOAT");
@@ -139,8 +141,21 @@ fn no_way_around() -> Outcome {
     for method in ["GET", "DELETE", "PUT", "PATCH"] {
         let request = Request::new(method, "/mcp/open").header("Content-Type", "application/json");
         let answer = inside.answer(&request.body(Body::Text(bodies[0].to_owned())))?;
+        // Other verbs go no further than the relay, which records nothing.
+        sent += usize::from(matches!(method, "GET" | "DELETE"));
         ensure(answer.status >= 400, || format!("{method}: {answer:?}"))?;
     }
+    // Each of them is a line with the tool's name, or with what was refused.
+    let told = |line: &Value| {
+        let tool = line["operation"].as_str().is_none_or(|tool| tool.to_lowercase() == "wipe_board");
+        line["type"] == "request.denied" && line["reason"].as_str().is_some_and(|why| !why.is_empty()) && tool
+    };
+    let all = || (rig.lines("audit.jsonl").iter().filter(|line| told(line)).count() == sent).then_some(());
+    eventually("a line in audit.jsonl for each", NOTICED, all).map_err(|trouble| {
+        let lines = rig.lines("audit.jsonl");
+        let others: Vec<String> = lines.iter().filter(|line| !told(line)).map(ToString::to_string).collect();
+        Trouble::new(format!("{trouble}: {sent} sent, {} lines\n{}", lines.len(), others.join("\n")))
+    })?;
     let seen = open.seen.requests();
     ensure(seen.is_empty(), || format!("reached the server: {seen:?}"))?;
     let passes = Request::rpc("/mcp/twin", 7, "tools/call");

@@ -25,11 +25,20 @@ use crate::{
     matrix::{Server, configure},
 };
 
-pub(crate) const TESTS: &[Test] = &[Test::new(
-    "what_anybody_reads_differently_is_refused",
-    &[Part::Sandbox, Part::Node, Part::AnyPython],
-    what_anybody_reads_differently_is_refused,
-)];
+const READERS: &[Part] = &[Part::Sandbox, Part::Node, Part::AnyPython];
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new(
+        "what_anybody_reads_differently_is_refused",
+        READERS,
+        what_anybody_reads_differently_is_refused,
+    ),
+    Test::new(
+        "what_anybody_reads_as_a_denied_call_never_leaves",
+        READERS,
+        what_anybody_reads_as_a_denied_call_never_leaves,
+    ),
+];
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/requests.jsonl");
 const PASSES: &str = "passes";
@@ -79,6 +88,54 @@ fn what_anybody_reads_differently_is_refused() -> Outcome {
             changed.join("\n")
         )
     })
+}
+
+/// The same corpus, to servers with a policy. Whatever passes is read alike by everybody, as what was judged; and what any
+/// reader takes for a call of the denied tool is not sent.
+fn what_anybody_reads_as_a_denied_call_never_leaves() -> Outcome {
+    let cases = corpus::cases();
+    let readers = [
+        cases.iter().map(|case| corpus::view(&case.body)).collect(),
+        views("node", "read.mjs", &cases)?,
+        views("python3", "read.py", &cases)?,
+    ];
+    let (rig, upstream) = (Rig::new()?, Broken::plain()?);
+    // The corpus is about a tool `echo`.
+    let policies = [("denied", "{deny: [echo]}"), ("passing", "{deny: [wipe]}")];
+    let entry = |(name, policy): &(&str, &str)| {
+        format!("  - {{name: {name}, url: {}/status-200, policy: {policy}}}\n", upstream.url())
+    };
+    rig.config(&format!("mcp:\n{}", policies.iter().map(entry).collect::<String>()))?;
+    let inside = rig.console()?;
+    let (mut wrong, mut denied, mut passed) = (Vec::new(), 0, 0);
+    for (number, case) in cases.iter().enumerate() {
+        let seen: Vec<&str> = readers.iter().map(|views| views[number].as_str()).collect();
+        let calls_it = seen.iter().any(|view| reads_call_of(view, "echo"));
+        for (name, _) in policies {
+            let mark = format!("{name}-{number}");
+            let answer = inside.answer(&to(&format!("/mcp/{name}"), case).header("X-Case", &mark))?;
+            let arrived =
+                upstream.seen.requests().iter().any(|request| request.values("x-case") == [mark.as_str()]);
+            let alike = seen[0] != "unreadable" && seen.iter().all(|view| *view == seen[0]);
+            if arrived && (!alike || name == "denied" && calls_it) {
+                wrong.push(format!("{name}: {}: {seen:?}: {answer:?}", case.name));
+            }
+            denied += usize::from(name == "denied" && calls_it && !arrived);
+            passed += usize::from(name == "passing" && arrived);
+        }
+    }
+    ensure(wrong.is_empty(), || format!("{} calls were sent on:\n{}", wrong.len(), wrong.join("\n")))?;
+    ensure(denied > 100 && passed > 100, || format!("{denied} denied, {passed} passed"))
+}
+
+/// Does a view have these texts, as the values of `method` and `name`?
+fn reads_call_of(view: &str, tool: &str) -> bool {
+    let units = |text: &str| {
+        let hex: String = text.encode_utf16().map(|unit| format!("{unit:04x}")).collect();
+        format!("\"{hex}\"")
+    };
+    let has = |key: &str, value: &str| view.contains(&format!("{}:{}", units(key), units(value)));
+    has("method", "tools/call") && has("name", tool)
 }
 
 /// What another language's reader makes of each body.
@@ -136,8 +193,11 @@ fn verdicts(cases: &[Case]) -> Outcome<Vec<String>> {
 }
 
 fn post(case: &Case, number: usize) -> Request {
-    let target = format!("/mcp/any/call?case={number}&");
-    let post = Request::new("POST", &target).header("Content-Type", "application/json");
+    to(&format!("/mcp/any/call?case={number}&"), case)
+}
+
+fn to(target: &str, case: &Case) -> Request {
+    let post = Request::new("POST", target).header("Content-Type", "application/json");
     post.header("Accept", "application/json, text/event-stream").body(Body::Raw(case.body.clone()))
 }
 

@@ -19,11 +19,28 @@ const KEYS: [&str; 4] = ["name", "url", "auth", "policy"];
 pub(super) fn servers(top: &Fields<'_>, workspace: Option<&Path>, report: &mut Report) -> Vec<Server> {
     let mut names = Vec::new();
     let items = top.list("mcp", report).unwrap_or_default();
-    items
+    let servers: Vec<Server> = items
         .iter()
         .enumerate()
         .filter_map(|(index, item)| server(item, index, &mut names, workspace, report))
-        .collect()
+        .collect();
+    open_beside_judged(&servers, report);
+    servers
+}
+
+/// A policy belongs to its entry. Another entry that reaches the same host without one is a way around it that somebody may
+/// not have meant.
+fn open_beside_judged(servers: &[Server], report: &mut Report) {
+    for open in servers.iter().filter(|server| server.policy.is_none()) {
+        let same =
+            |other: &&Server| other.policy.is_some() && other.upstream.origin() == open.upstream.origin();
+        if let Some(judged) = servers.iter().find(same) {
+            report.warning(format_args!(
+                "MCP server '{}' has no policy and reaches the same host as '{}', whose policy does not hold for it",
+                open.name, judged.name
+            ));
+        }
+    }
 }
 
 fn server(

@@ -117,6 +117,19 @@ fn a_policy_that_cannot_be_kept_is_a_mistake(policy: &str, expected: &str) {
 }
 
 #[test]
+fn an_open_entry_beside_a_judged_one_is_warned_of() {
+    let text = |second: &str| {
+        format!(
+            "mcp:\n  - {{name: a, url: https://h/one, policy: {{deny: [x]}}}}\n  - {{name: b, url: {second}}}\n"
+        )
+    };
+    let warned = "moat.yaml: MCP server 'b' has no policy and reaches the same host as 'a', whose policy does not hold for it";
+    assert_eq!(warnings(&text("https://h:443/two")), [warned]);
+    assert_eq!(warnings(&text("https://other/one")), Vec::<String>::new());
+    assert_eq!(warnings(&text("'https://h/two', policy: {deny: [y]}")), Vec::<String>::new());
+}
+
+#[test]
 fn unknown_servers_list_the_known_ones() {
     let known = format!("unknown MCP server \"lienar\": provide a url, or use a known name ({NAMES})");
     assert_eq!(problems("mcp:\n  - lienar\n"), [format!("2: mcp[0]: {known}")]);

@@ -271,7 +271,7 @@ where
     let bytes = match reviewed {
         Reviewed::AsItIs => whole,
         Reviewed::Changed(bytes) => bytes.into(),
-        Reviewed::Withheld => {
+        Reviewed::Withheld | Reviewed::Dropped => {
             head.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             reviewer.instead().into()
         }

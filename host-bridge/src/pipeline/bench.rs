@@ -102,7 +102,7 @@ impl Served {
         match reviewer.review(answer) {
             Reviewed::AsItIs => Ok(answer.len()),
             Reviewed::Changed(shown) => Ok(shown.len()),
-            Reviewed::Withheld => Err("withheld".to_owned()),
+            Reviewed::Withheld | Reviewed::Dropped => Err("withheld".to_owned()),
         }
     }
 }

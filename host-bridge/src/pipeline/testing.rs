@@ -218,11 +218,16 @@ pub(super) fn whole(text: impl Into<Bytes>) -> Answer {
 
 /// A body that the test feeds; an error cuts the connection.
 pub(super) fn fed() -> (mpsc::Sender<Result<Bytes, io::Error>>, Answer) {
-    let (sender, mut receiver) = mpsc::channel(16);
+    let (sender, receiver) = mpsc::channel(16);
+    (sender, fed_by(receiver))
+}
+
+/// A body of these chunks.
+pub(super) fn fed_by(mut receiver: mpsc::Receiver<Result<Bytes, io::Error>>) -> Answer {
     let stream = futures_util::stream::poll_fn(move |cx| {
         receiver.poll_recv(cx).map(|item: Option<Result<Bytes, io::Error>>| item.map(|r| r.map(Frame::data)))
     });
-    (sender, StreamBody::new(stream).boxed_unsync())
+    StreamBody::new(stream).boxed_unsync()
 }
 
 /// What an upstream got.

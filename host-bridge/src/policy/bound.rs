@@ -219,6 +219,11 @@ impl Bound {
         Some(Memory { rates, tools: tools.annotations.clone() })
     }
 
+    /// What [`Self::memory`] gave could not be written down: it is asked for again.
+    pub(crate) fn not_written(&self) {
+        locked(&self.live.tools).changed = true;
+    }
+
     /// Takes back what was written down.
     pub(crate) fn remember(&self, memory: Memory) {
         self.live.counters.restore(memory.rates);

@@ -199,6 +199,7 @@ pub(crate) fn save(home: &Home, (run, server): &Key, bound: &Bound) {
         path.parent().map_or(Ok(()), crate::home::private_dir).and_then(|()| disk::replace(&path, &bytes))
     });
     if let Err(error) = written {
+        bound.not_written();
         tracing::error!(file = %path.display(), %error, "what a policy counts could not be written down");
     }
 }

@@ -251,7 +251,7 @@ fn review_event(event: &[u8], first_of_stream: bool, reviewer: &Reviewer) -> Opt
         Reviewed::AsItIs => return None,
         Reviewed::Changed(bytes) => bytes,
         Reviewed::Withheld if reviewer.waits() => reviewer.instead(),
-        Reviewed::Withheld => return Some(b": withheld by policy\n\n".to_vec()),
+        Reviewed::Withheld | Reviewed::Dropped => return Some(b": withheld by policy\n\n".to_vec()),
     };
     for line in changed.split(|byte| matches!(byte, b'\r' | b'\n')) {
         others.extend_from_slice(b"data: ");

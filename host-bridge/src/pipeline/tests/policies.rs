@@ -13,10 +13,16 @@ use test_case::test_case;
 
 use crate::{
     pipeline::testing::{self, *},
-    policy::{bound::Bound, form},
+    policy::{
+        bound::{Bound, Source},
+        form,
+    },
     record::AuditEvent,
     registry::Run,
 };
+
+mod doors;
+mod unasked;
 
 const DENY: &str = "mode: enforce\nrules:\n- {name: no-wipe, action: deny, match: {operation: 'wipe_*'}, message: Boards stay.}\n";
 
@@ -55,6 +61,27 @@ impl Case {
         self.reached.load(Ordering::SeqCst)
     }
 
+    /// Sends what must not get through: the server never gets it, the agent is told, and the audit log has the tool's name
+    /// or the reason.
+    async fn refused<B>(&mut self, what: &str, request: Request<B>)
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    {
+        let before = self.reached();
+        let response = self.rig.pipeline.handle(&self.run, request).await;
+        let status = response.status().as_u16();
+        let answer = text(response).await.unwrap();
+        assert_eq!(self.reached(), before, "{what}: {status} {answer}");
+        assert!(status >= 400 || status == 200 && answer.contains("moat"), "{what}: {status} {answer}");
+        let audit = self.audit();
+        let names = |line: &Value| match line["operation"].as_str() {
+            Some(tool) => tool.eq_ignore_ascii_case("wipe_board") && line["rule"].is_string(),
+            None => line["reason"].as_str().is_some_and(|reason| !reason.is_empty()),
+        };
+        let told = audit.iter().any(|line| line["type"] == "request.denied" && names(line));
+        assert!(told, "{what}: {status} {answer}: {audit:?}");
+    }
+
     fn audit(&mut self) -> Vec<Value> {
         self.rig.recorded().1.iter().map(|event| serde_json::to_value(event).unwrap()).collect()
     }
@@ -86,84 +113,6 @@ async fn e1_a_denied_call_is_a_tool_result_and_a_record() {
     assert!(audit[0]["policy"].as_str().unwrap().starts_with("sha256:") && audit[0]["scope"] == "x");
     assert_eq!(case.send(post(call("list_boards", json!({})))).await.0, 200);
     assert_eq!((case.reached(), case.audit().len()), (1, 0), "what passes is not written");
-}
-
-/// A body that some reader could take for the denied call never leaves, whatever it is answered with.
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe_board"}}"#; "as it is")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"list","name":"wipe_board"}}"#; "name twice")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe_board","name":"list"}}"#; "name twice, the other way")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/call","params":{"name":"wipe_board"}}"#; "method twice")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"ping","METHOD":"tools/call","params":{"name":"wipe_board"}}"#; "method in capitals")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"Method":"tools/call","params":{"name":"wipe_board"}}"#; "only a method in capitals")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"list","Name":"wipe_board"}}"#; "name in capitals")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"list"},"Params":{"name":"wipe_board"}}"#; "params in capitals")]
-#[test_case("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"list\"},\"param\u{17f}\":{\"name\":\"wipe_board\"}}"; "long s")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"na\u006de":"wipe_board"}}"#; "escaped key")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools\/call","params":{"name":"wip\u0065_board"}}"#; "escaped name and method")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"WIPE_BOARD"}}"#; "capitals")]
-#[test_case("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"w\u{456}pe_board\"}}"; "cyrillic i")]
-#[test_case("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"\u{ff57}ipe_board\"}}"; "full width")]
-#[test_case("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"wipe\u{200d}_board\"}}"; "joiner")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe_board "}}"#; "blank at the end")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe_board\u0000"}}"#; "nul at the end")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"\ud800wipe_board"}}"#; "lone surrogate")]
-#[test_case(r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"wipe_board"}}"#; "without an id")]
-#[test_case(r#"{"jsonrpc":"2.0","id":null,"method":"tools/call","params":{"name":"wipe_board"}}"#; "null id")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":["wipe_board"]}"#; "positional")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":""}}"#; "D11 no name")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"list","arguments":"x"}}"#; "no arguments")]
-#[test_case(r#"[{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe_board"}}]"#; "batch of one")]
-#[test_case(r#"[{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"list"}},{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe_board"}}]"#; "E20 batch")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"list"}}{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe_board"}}"#; "two bodies")]
-#[test_case("\u{feff}{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{\"name\":\"wipe_board\"}}"; "byte order mark")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"list","arguments":{"n":9007199254740993}}}"#; "an integer that not every reader holds")]
-#[test_case(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"list","arguments":{"a":1,"A":2}}}"#; "keys apart by case")]
-#[tokio::test]
-async fn no_way_around_by_the_body(body: &str) {
-    let case = Case::new(rules(DENY)).await;
-    let (status, answer) = case.send(post(body.to_owned())).await;
-    assert_eq!(case.reached(), 0, "{status} {answer}");
-    assert!(status == 400 || status == 200 && answer.contains("moat"), "{status} {answer}");
-}
-
-#[test_case("mcp-method", "ping"; "another method")]
-#[test_case("mcp-name", "list_boards"; "another name")]
-#[test_case("content-encoding", "gzip"; "compressed")]
-#[test_case("content-type", "text/plain"; "another type")]
-#[test_case("mcp-protocol-version", "2026-07-28"; "another era")]
-#[test_case("mcp-param-x", "y"; "a parameter that is not there")]
-#[test_case("x-http-method-override", "GET"; "another verb")]
-#[tokio::test]
-async fn no_way_around_by_a_header(name: &'static str, value: &'static str) {
-    let case = Case::new(rules(DENY)).await;
-    let mut request = post(call("wipe_board", json!({})));
-    request.headers_mut().insert(name, value.parse().unwrap());
-    case.send(request).await;
-    assert_eq!(case.reached(), 0);
-}
-
-#[test_case("/mcp/x/"; "slash")]
-#[test_case("/mcp/x/below?x=1"; "below")]
-#[test_case("http://127.0.0.1:1/mcp/x"; "absolute")]
-#[tokio::test]
-async fn no_way_around_by_the_path(path: &str) {
-    let case = Case::new(rules(DENY)).await;
-    let mut request = post(call("wipe_board", json!({})));
-    *request.uri_mut() = path.parse().unwrap();
-    case.send(request).await;
-    assert_eq!(case.reached(), 0);
-}
-
-#[test_case("GET")]
-#[test_case("DELETE")]
-#[tokio::test]
-async fn no_way_around_by_the_verb_and_d6_without_a_body_they_pass(verb: &str) {
-    let case = Case::new(rules(DENY)).await;
-    let with = Request::builder().method(verb).uri("/mcp/x").header("content-type", "application/json");
-    assert_eq!(case.send(with.body(Full::new(call("wipe_board", json!({})).into())).unwrap()).await.0, 400);
-    assert_eq!(case.reached(), 0);
-    case.send(Request::builder().method(verb).uri("/mcp/x").body(Full::default()).unwrap()).await;
-    assert_eq!(case.reached(), 1);
 }
 
 #[tokio::test]

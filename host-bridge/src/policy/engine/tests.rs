@@ -265,6 +265,51 @@ fn p32_only_rules_about_results_judge_results() {
     assert_eq!((judge("good"), judge("so Bad").as_deref()), (None, Some("res")));
 }
 
+/// Counters that are lost in one way or another.
+struct Lost(bool);
+
+impl Rates for Lost {
+    fn count(&self, _: &str, _: jiff::SignedDuration, _: Timestamp) -> Result<i64, String> {
+        assert!(self.0, "a defect of ours");
+        Err("rate: too many keys".to_owned())
+    }
+}
+
+/// Whatever keeps a rule from being evaluated denies, unless the file says `on_error: open`.
+#[test]
+fn what_cannot_be_evaluated_denies() {
+    let operation = glob::Operation::new("t");
+    let now = Timestamp::UNIX_EPOCH;
+    let long = format!("{{\"a\":[{}]}}", vec!["[1]"; 2000].join(","));
+    let cases = [
+        ("rateCount('k', '1h') > 3", true, "{}", "too many keys"),
+        ("rateCount('k', '1h') > 3", false, "{}", "broke off"),
+        ("params.a.all(x, params.a.all(y, x == y))", true, long.as_str(), "cost"),
+        ("params.a.startsWith('x')", true, "{\"a\":1}", "no such overload"),
+    ];
+    for (when, full, args, reason) in cases {
+        let judge = |on_error: &str| {
+            let policy = policy(&format!(
+                "mode: enforce\non_error: {on_error}\nrules:\n- {{name: r, action: log, match: {{when: \"{when}\"}}}}\n"
+            ));
+            let call = Call {
+                kind: Kind::Tool,
+                phase: Phase::Request,
+                operation: &operation,
+                context: &Context::default(),
+                now,
+                rates: &Lost(full),
+            };
+            let mut params = Node::parse(args.as_bytes(), Numbers::Exact).unwrap();
+            policy.judge(&call, &mut Arguments::new(&mut params), false)
+        };
+        let error = judge("closed").denial.and_then(|denial| denial.error).unwrap_or_default();
+        assert!(error.contains(reason), "{when}: {error:?}");
+        let open = judge("open");
+        assert!(open.denial.is_none() && open.errors[0].1.contains(reason), "{when}: {:?}", open.errors);
+    }
+}
+
 proptest! {
     /// Order within a tier is the file's; whatever the order, the same calls are denied.
     #[test]

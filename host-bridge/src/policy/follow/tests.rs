@@ -119,6 +119,24 @@ fn p43_what_cannot_be_read_closes_the_server() {
 }
 
 #[test]
+fn p43_what_a_full_disk_did_not_take_is_written_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, _) = server(dir.path());
+    let home = Home::at(dir.path().join("home"));
+    let key: Key = ("run_000000000001".parse().unwrap(), server.name.clone());
+    let path = home.policy_memory(&key.0, &key.1);
+    // A directory in the file's place: nothing can be written there.
+    std::fs::create_dir_all(path.join("x")).unwrap();
+    let bound = server.policy.unwrap();
+    bound.learn("t", "{}");
+    save(&home, &key, &bound);
+    assert!(path.is_dir());
+    std::fs::remove_dir_all(&path).unwrap();
+    save(&home, &key, &bound);
+    assert!(path.is_file(), "nothing changed since, and it is still to be written");
+}
+
+#[test]
 fn a_server_cannot_make_the_bridge_remember_long_names() {
     let dir = tempfile::tempdir().unwrap();
     let (server, _) = server(dir.path());
