@@ -1,7 +1,8 @@
-//! `cargo bench-start [N]`: what moat adds to the start of a sandbox.
+//! `cargo bench-start [docker] [N]`: what moat adds to the start of a sandbox.
 //!
 //! `moat run -- true` with a warm bridge, against `unshare` with the same namespaces around the same `true`, in pairs
-//! whose order changes, so that both meet the same machine. What counts is the median of the pairs' differences. Whether
+//! whose order changes, so that both meet the same machine; with `docker`, `moat run --image X true` against `docker run
+//! X true` on an engine of its own. What counts is the median of the pairs' differences; with an engine the ratio. Whether
 //! the budget is kept can only be said of a machine that has time for it: when others use much of it, the output says
 //! so, and the exit code is that of success.
 #![forbid(unsafe_code)]
@@ -13,8 +14,9 @@ use std::{
 };
 
 use moat_tests::{
-    Outcome,
+    Outcome, engine,
     measure::{Machine, Others, Spread, ms, processor_ms},
+    place::Place,
     rig::Rig,
     trouble::ensure,
     upstream::Upstream,
@@ -23,6 +25,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 /// What moat may add to the median.
 const BUDGET_MS: f64 = 60.0;
+/// What a start in a container may cost, of what the engine's own client needs for it.
+const RATIO: f64 = 1.15;
 /// The share of the processors that others may use before the benchmark says nothing about the budget.
 const OTHERS: f64 = 0.25;
 /// Pairs of starts, unless the command line says otherwise.
@@ -41,27 +45,78 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Outcome<bool> {
-    let pairs = std::env::args().nth(1).map_or(Ok(PAIRS), |text| text.parse())?;
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let docker = arguments.first().is_some_and(|first| first == "docker");
+    if docker {
+        arguments.remove(0);
+        Place::Docker.go();
+    }
+    let pairs = arguments.first().map_or(Ok(PAIRS), |text| text.parse())?;
+    let judged = if docker { containers(pairs) } else { namespaces(pairs) };
+    let left = engine::stop();
+    ensure(left.is_empty(), || format!("left by the engine: {left:?}"))?;
+    judged
+}
+
+/// The same image, workspace and network, without moat.
+fn containers(pairs: usize) -> Outcome<bool> {
+    let rig = Rig::new()?;
+    let engine = rig.engine()?;
+    rig.config("")?;
+    let workspace = rig.workspace().to_string_lossy().into_owned();
+    let moat = || rig.moat(&["run", &workspace, "--", "true"]);
+    let volume = format!("{workspace}:/workspace");
+    let bare = || {
+        let mut docker = Command::new("docker");
+        docker.env("DOCKER_HOST", engine.host());
+        docker.args(["run", "--rm", "--network", "none", "--volume", &volume, engine::IMAGE, "true"]);
+        Ok(docker)
+    };
+    let (with, without) = alternate(pairs, moat, bare)?;
+    let wall = |took: &[Took]| Spread::of(took.iter().map(|took| took.wall));
+    let (with, without) = (wall(&with)?, wall(&without)?);
+    let ratio = with.median / without.median;
+    println!(
+        "start of `true` in a container of the same image, no network, the workspace mounted; {pairs} pairs"
+    );
+    println!("                             median   (quartiles)");
+    println!("  moat run, warm bridge   {}", shown(with));
+    println!("  docker run              {}", shown(without));
+    println!("  ratio                   {ratio:6.2}   goal {RATIO}");
+    Ok(ratio <= RATIO)
+}
+
+/// Pairs whose order changes, after a few to warm up.
+fn alternate(
+    pairs: usize,
+    moat: impl Fn() -> Outcome<Command>,
+    bare: impl Fn() -> Outcome<Command>,
+) -> Outcome<(Vec<Took>, Vec<Took>)> {
+    for _ in 0..WARM_UP {
+        time(moat()?)?;
+        time(bare()?)?;
+    }
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for pair in 0..pairs {
+        if pair % 2 == 0 {
+            with.push(time(moat()?)?);
+            without.push(time(bare()?)?);
+        } else {
+            without.push(time(bare()?)?);
+            with.push(time(moat()?)?);
+        }
+    }
+    Ok((with, without))
+}
+
+fn namespaces(pairs: usize) -> Outcome<bool> {
     let rig = Rig::new()?;
     let server = Upstream::plain("local", None)?;
     rig.config(&format!("mcp:\n  - name: local\n    url: {}\n", server.url()))?;
     let workspace = rig.workspace().to_string_lossy().into_owned();
     let moat = || rig.moat(&["run", &workspace, "--", "true"]);
-    for _ in 0..WARM_UP {
-        time(moat()?)?;
-        time(bare())?;
-    }
-    let (mut with, mut without) = (Vec::new(), Vec::new());
     let machine = Machine::now(&[])?;
-    for pair in 0..pairs {
-        if pair % 2 == 0 {
-            with.push(time(moat()?)?);
-            without.push(time(bare())?);
-        } else {
-            without.push(time(bare())?);
-            with.push(time(moat()?)?);
-        }
-    }
+    let (with, without) = alternate(pairs, moat, || Ok(bare()))?;
     let others = machine.others(&[])?;
     report(&with, &without, others)
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bollard::{API_DEFAULT_VERSION, errors::Error};
+use bollard::{API_DEFAULT_VERSION, ClientVersion, errors::Error};
 use moat_shared::hint::Hint;
 use nix::sys::utsname::uname;
 use tokio::time::timeout;
@@ -207,9 +207,10 @@ impl Engine {
     pub(crate) async fn at(socket: &Path) -> Result<Self, EngineError> {
         let asking = |source| EngineError::Asking { doing: "asking the container engine who it is", source };
         let path = socket.to_string_lossy();
-        let api = bollard::Docker::connect_with_unix(&path, WORK, API_DEFAULT_VERSION).map_err(asking)?;
-        let api = api.negotiate_version().await.map_err(asking)?;
-        let about = api.version().await.map_err(asking)?;
+        let connect = |version| bollard::Docker::connect_with_unix(&path, WORK, version).map_err(asking);
+        let about = connect(API_DEFAULT_VERSION)?.version().await.map_err(asking)?;
+        // What bollard's own negotiation does, which would ask for the same once more.
+        let api = connect(&spoken(about.api_version.as_deref()))?;
         let is_podman =
             about.components.iter().flatten().any(|part| part.name.to_ascii_lowercase().contains("podman"));
         let kind = if is_podman { Kind::Podman } else { Kind::Docker };
@@ -234,6 +235,15 @@ impl fmt::Debug for Engine {
             .field("kind", &self.kind)
             .finish_non_exhaustive()
     }
+}
+
+/// The older of the two versions.
+fn spoken(theirs: Option<&str>) -> ClientVersion {
+    let theirs = theirs.and_then(|text| text.split_once('.'));
+    let theirs = theirs.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    let ours = (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version);
+    let (major_version, minor_version) = theirs.map_or(ours, |theirs: (usize, usize)| theirs.min(ours));
+    ClientVersion { major_version, minor_version }
 }
 
 /// An engine with another kernel is in another machine: Docker Desktop, podman machine, Colima and the like.
@@ -282,6 +292,14 @@ pub(super) fn is_over(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test_case::test_case(Some("1.41") => (1, 41); "older")]
+    #[test_case::test_case(Some("9.99") => (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version); "newer")]
+    #[test_case::test_case(Some("x") => (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version); "none")]
+    fn api_versions(theirs: Option<&str>) -> (usize, usize) {
+        let version = spoken(theirs);
+        (version.major_version, version.minor_version)
+    }
 
     #[test_case::test_case(Some("6.1.0-9-amd64"), Some("6.1.0-9-amd64") => false; "this machine")]
     #[test_case::test_case(Some("6.10.14-linuxkit"), Some("6.1.0-9-amd64") => true; "Docker Desktop on Linux")]
