@@ -12,6 +12,8 @@ pub(crate) mod docker;
 pub(crate) mod embed;
 #[cfg(target_os = "linux")]
 pub(crate) mod process;
+#[cfg(target_os = "linux")]
+mod seccomp;
 
 use std::{
     borrow::Cow,
@@ -28,7 +30,7 @@ use std::{
 use moat_shared::{
     endpoint::Endpoint,
     hint::Hint,
-    plan::{Ids, Startup, Tunnel, User},
+    plan::{Filter, Ids, Startup, Tunnel, User},
 };
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -105,6 +107,8 @@ pub(crate) struct View {
     pub(crate) relay_user: Ids,
     /// See [`moat_shared::plan::Plan::image_user`].
     pub(crate) image_user: Option<String>,
+    /// What PID 1 is to forbid everybody.
+    pub(crate) filters: Vec<Filter>,
     pub(crate) tunnel: Way,
 }
 
@@ -229,6 +233,9 @@ pub(crate) enum RuntimeError {
     /// What the builder said.
     #[error("{text}")]
     Refused { text: String, hint: Option<String> },
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Filters(#[from] seccomp::SeccompError),
     #[error(transparent)]
     NoSidecar(#[from] embed::NoSidecar),
 }
@@ -259,6 +266,8 @@ impl Hint for RuntimeError {
             Self::Engine(error) => error.hint(),
             Self::Refused { hint, .. } => hint.as_deref().map(Cow::from),
             Self::NoSidecar(error) => error.hint(),
+            #[cfg(target_os = "linux")]
+            Self::Filters(_) => None,
             Self::Unknown(_) | Self::Io { .. } => None,
         }
     }

@@ -37,6 +37,8 @@ pub use sys::{allow_descriptors, harden_process};
 enum BootError {
     #[error("cannot prepare this process")]
     Process(#[source] io::Error),
+    #[error("the system call filter cannot be installed")]
+    Filter(#[source] io::Error),
     #[error("the terminal cannot be taken")]
     Terminal(#[source] io::Error),
     #[error(transparent)]
@@ -63,6 +65,7 @@ fn boot(startup: Startup) -> Result<u8, BootError> {
         nix::sys::prctl::set_child_subreaper(true).map_err(|error| BootError::Process(error.into()))?;
     }
     let Startup { mut plan, identity } = startup;
+    sys::install(&plan.filters).map_err(BootError::Filter)?;
     image_user::settle(&mut plan)?;
     if plan.terminal {
         terminal::adopt().map_err(BootError::Terminal)?;

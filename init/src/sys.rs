@@ -8,6 +8,7 @@ use std::{
 };
 
 use libc::{c_int, c_ulong};
+use moat_shared::plan::{Filter, Instruction};
 use nix::{
     sys::{
         signal::{SigHandler, Signal},
@@ -131,6 +132,29 @@ pub(crate) fn default_signal_actions() {
             )
         };
     }
+}
+
+/// Puts system call filters on this process and all that it becomes (seccomp(2)); nothing takes them off again.
+pub(crate) fn install(filters: &[Filter]) -> io::Result<()> {
+    if filters.is_empty() {
+        return Ok(());
+    }
+    nix::sys::prctl::set_no_new_privs()?;
+    for Filter(program) in filters {
+        let mut steps: Vec<libc::sock_filter> = program
+            .iter()
+            .map(|Instruction(code, jt, jf, k)| libc::sock_filter { code: *code, jt: *jt, jf: *jf, k: *k })
+            .collect();
+        let length = u16::try_from(steps.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let program = libc::sock_fprog { len: length, filter: steps.as_mut_ptr() };
+        // SAFETY: the kernel reads the program, whose length is given, and keeps a copy.
+        let outcome =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+        if outcome != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Makes `fd` appear as `number` across an exec.

@@ -22,6 +22,7 @@ pub(crate) fn plan() -> Plan {
         "user": {"ids": {"uid": 1000, "gid": 1000}, "name": "agent", "home": "/home/agent"},
         "relay_user": {"uid": 1001, "gid": 1001},
         "image_user": null,
+        "filters": [],
         "env": {},
         "pre_run": null,
         "command": ["true"],

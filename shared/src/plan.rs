@@ -101,6 +101,9 @@ pub struct Plan {
     /// The user as a container image spells it (`USER`). Only the sandbox's own files know who that is: PID 1 looks there
     /// before anything else, and replaces [`Self::user`] and [`Self::relay_user`] by what it finds.
     pub image_user: Option<String>,
+    /// System call filters that PID 1 puts on itself before anything else, and so on everything in the sandbox; none where
+    /// whoever made the sandbox has done so.
+    pub filters: Vec<Filter>,
     /// The agent's environment, complete but for what PID 1 itself adds (HOME, USER, LOGNAME, NO_PROXY, MOAT_*).
     pub env: BTreeMap<String, String>,
     /// `hooks.pre_run`, run by `sh -c` as the agent's user in the workspace.
@@ -112,6 +115,14 @@ pub struct Plan {
     /// From the first SIGTERM to SIGKILL, in milliseconds; shorter than the runtime's own patience.
     pub grace_ms: u64,
 }
+
+/// A program of classic BPF for seccomp(2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filter(pub Vec<Instruction>);
+
+/// One instruction: code, the jumps if true and if false, and the operand (`struct sock_filter`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instruction(pub u16, pub u8, pub u8, pub u32);
 
 /// Where the bridge is and who dials.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -29,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("what_an_image_says_is_done", ENGINE, what_an_image_says_is_done),
     Test::new("every_kind_of_container_works", ENGINE, every_kind_of_container_works),
     Test::new("no_privileges", ENGINE, no_privileges),
+    Test::new("what_namespaces_forbid_containers_forbid", ENGINE, what_namespaces_forbid),
     Test::new("the_engine_keeps_no_secret", ENGINE, the_engine_keeps_no_secret),
     Test::new("an_image_that_is_not_there", ENGINE, an_image_that_is_not_there),
     Test::new("one_that_does_not_start_is_removed", ENGINE, one_that_does_not_start_is_removed),
@@ -184,6 +185,24 @@ fn an_image_that_is_not_there() -> Outcome {
         unnamed.err.clone()
     })?;
     ensure(rig.bridge().is_none() && rig.runs().is_empty(), || "something was started".to_owned())
+}
+
+/// The filters of the process runtime, besides the engine's own: also where the image's user is root.
+fn what_namespaces_forbid() -> Outcome {
+    let rig = Rig::new()?;
+    rig.config("")?;
+    let counted = "/^Seccomp_filters/ {print $2}";
+    let ask = format!(
+        "touch f; for mode in u+s g+s; do chmod $mode f && exit 9; done; mkdir -m 2755 d && exit 9; chmod 700 f; \
+         awk '{counted}' /proc/self/status"
+    );
+    let filters = |of: &str| of.trim().parse::<u32>().map_err(|_| Trouble::new(of.to_owned()));
+    let ran = rig.sandboxed(&["sh", "-c", &ask])?.expect_code(0)?;
+    let read = format!("awk '{counted}' /proc/self/status");
+    let bare = rig.engine()?.client(&["run", "--rm", IMAGE, "sh", "-c", &read])?.expect_code(0)?;
+    ensure(filters(&ran.out)? == filters(&bare.out)? + 3, || {
+        format!("{} filters, and {} without moat", ran.out.trim(), bare.out.trim())
+    })
 }
 
 /// By the command itself, not by a bridge that looks for what dead commands left.

@@ -41,6 +41,7 @@ pub(crate) fn plan(
         user: view.user,
         relay_user: view.relay_user,
         image_user: view.image_user,
+        filters: view.filters,
         env: environment(view.env, env, &order.env),
         pre_run: order.config.pre_run.clone(),
         command: view.command,

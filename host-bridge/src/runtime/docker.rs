@@ -36,7 +36,7 @@ use bollard::{
 use moat_shared::{
     endpoint::{Dialler, Endpoint},
     exit,
-    plan::{Ids, Startup, Tunnel, User, framed},
+    plan::{Filter, Ids, Startup, Tunnel, User, framed},
 };
 use nix::sys::signal::Signal;
 use tokio::{
@@ -78,6 +78,7 @@ pub(crate) struct Created {
     tunnel_dir: PathBuf,
     command: Vec<String>,
     door: Door,
+    filters: Vec<Filter>,
 }
 
 /// The engine at work.
@@ -132,7 +133,17 @@ impl Runtime for Docker<'_> {
         };
         let name = container::name();
         let body = container::body(&order, &image, &door, &hidden, &container::owner(self.home, &name));
-        Ok(Created { engine: self.engine.clone(), name, image, order, body, tunnel_dir, command, door })
+        Ok(Created {
+            engine: self.engine.clone(),
+            name,
+            image,
+            order,
+            body,
+            tunnel_dir,
+            command,
+            door,
+            filters: filters()?,
+        })
     }
 }
 
@@ -158,6 +169,7 @@ impl super::Created for Created {
             user: User { ids: nobody, name: String::new(), home: "/".into() },
             relay_user: nobody,
             image_user: Some(self.image.user.clone()),
+            filters: self.filters.clone(),
             tunnel,
         }
     }
@@ -247,6 +259,14 @@ impl super::Built for Building {
         let dial = if is_published { Some(published(&engine, &id).await?) } else { None };
         Ok((Running { engine, id, ended, dial, _tasks: tasks, removal }, io))
     }
+}
+
+/// The same as in namespaces. A moat on another kernel cannot write them, and leaves it to the engine's own.
+fn filters() -> Result<Vec<Filter>, RuntimeError> {
+    #[cfg(target_os = "linux")]
+    return Ok(super::seccomp::filters()?);
+    #[cfg(not(target_os = "linux"))]
+    return Ok(Vec::new());
 }
 
 /// What was asked for, or what fits the engine.

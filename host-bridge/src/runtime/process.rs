@@ -2,7 +2,7 @@
 //!
 //! [`builder`] and [`inside`] are the two halves of `moat __sandbox`, which this starts and talks to:
 //! [`spec`] says how. [`tree`] is the file system, [`ids`] the users, [`hide`] what is kept from sight,
-//! [`seccomp`] what may not be asked of the kernel, [`network`] the way out where one is wanted.
+//! [`super::seccomp`] what may not be asked of the kernel, [`network`] the way out where one is wanted.
 
 mod builder;
 mod enter;
@@ -12,7 +12,6 @@ mod idmap;
 mod ids;
 mod inside;
 mod network;
-mod seccomp;
 mod spec;
 mod sys;
 mod tree;
@@ -218,6 +217,7 @@ impl super::Created for Created {
             user,
             relay_user: self.spec.users.relay(),
             image_user: None,
+            filters: Vec::new(),
             tunnel: Way::Known(Tunnel { endpoint, dialler: Dialler::Sidecar }),
         }
     }

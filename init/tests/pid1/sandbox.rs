@@ -53,6 +53,7 @@ impl Sandbox {
             "user": {"ids": {"uid": agent_uid, "gid": agent_uid}, "name": "agent", "home": directory.path().join("home")},
             "relay_user": {"uid": relay_uid, "gid": relay_uid},
             "image_user": null,
+            "filters": [],
             "env": {"PATH": "/usr/local/bin:/usr/bin:/bin"},
             "pre_run": null,
             "command": ["bash", "-c", agent],

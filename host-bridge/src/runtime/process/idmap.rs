@@ -2,7 +2,7 @@
 //!
 //! The agent's id outside is nobody's, so it could not write there. An id-mapped mount translates: uid 0 on disk is
 //! the agent in the mount, and what the agent makes is root's on disk. Set-id files cannot be made (see
-//! [`super::seccomp`]). Everything outside of such mounts stays closed to the agent.
+//! [`crate::runtime::seccomp`]). Everything outside of such mounts stays closed to the agent.
 
 use std::{
     fs,

@@ -36,12 +36,11 @@ use nix::{
 use super::{
     builder::die_with_parent,
     ids::Users,
-    seccomp,
     spec::{BuildError, Doing, Report, Spec},
     sys::{self, Size},
     tree,
 };
-use crate::runtime::embed;
+use crate::runtime::{embed, seccomp};
 
 /// What PID 1 is started with.
 pub(super) struct Inside<'a> {

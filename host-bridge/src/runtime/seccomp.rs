@@ -1,4 +1,5 @@
-//! What no process of the sandbox may ask the kernel for, whatever its uid.
+//! What no process of a sandbox may ask the kernel for, whatever its uid. In namespaces the builder installs the filters, in a
+//! container PID 1 does, besides the engine's own.
 //!
 //! | refused | why |
 //! |---|---|
@@ -12,6 +13,7 @@
 
 use std::collections::BTreeMap;
 
+use moat_shared::plan::{Filter, Instruction};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Op, SeccompCondition as Condition,
     SeccompFilter, SeccompRule as Rule, TargetArch, sock_filter,
@@ -19,7 +21,7 @@ use seccompiler::{
 
 /// The filter cannot be made or installed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SeccompError {
+pub(crate) enum SeccompError {
     #[error("there is no system call filter for this architecture")]
     Architecture,
     #[error("the system call filter cannot be built")]
@@ -40,6 +42,14 @@ pub(super) fn install() -> Result<(), SeccompError> {
         seccompiler::apply_filter(&program)?;
     }
     Ok(())
+}
+
+/// The filters for a PID 1 that installs them itself.
+pub(super) fn filters() -> Result<Vec<Filter>, SeccompError> {
+    let filter = |program: BpfProgram| {
+        Filter(program.iter().map(|step| Instruction(step.code, step.jt, step.jf, step.k)).collect())
+    };
+    Ok(programs()?.into_iter().map(filter).collect())
 }
 
 fn programs() -> Result<Vec<BpfProgram>, SeccompError> {
