@@ -99,7 +99,9 @@ impl Device {
         endpoint: &Url,
         client: &Client,
         resource: Option<&str>,
+        patience: Duration,
     ) -> Result<(Tokens, Timestamp), DeviceError> {
+        self.until = self.until.min(Instant::now() + patience);
         while Instant::now() + self.interval < self.until {
             sleep(self.interval).await;
             let mut fields = vec![("grant_type", GRANT_TYPE), ("device_code", self.code.expose().as_str())];

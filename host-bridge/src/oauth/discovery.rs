@@ -79,7 +79,10 @@ pub(crate) enum DiscoveryError {
     #[error("'{what}' of {host} {why}")]
     Url { what: &'static str, host: String, why: Forbidden },
     #[error("the server does not ask for OAuth")]
-    NotWanted,
+    NotWanted {
+        /// What it said to a request without a token.
+        status: u16,
+    },
     #[error("the resource metadata is for another resource ({said}), not for this server")]
     OtherResource { said: String },
     #[error("the resource metadata names no authorization server")]
@@ -102,23 +105,38 @@ pub(crate) enum DiscoveryError {
 
 impl DiscoveryError {
     /// What a person can do about it.
-    pub(crate) fn remedy(&self) -> Option<String> {
+    pub(crate) fn remedy(&self) -> String {
         match self {
             Self::OtherIssuer { said, .. } => {
-                Some(format!("If you trust that issuer, pin it:\n  --issuer {}", super::token::printable(said, 200)))
+                format!("If you trust that issuer, pin it:\n  --issuer {}", super::token::printable(said, 200))
             }
-            Self::Unreachable { class: Class::ForbiddenAddress, .. } | Self::Url { why: Forbidden::Address, .. } => {
-                Some("If these servers are in your own network: --allow-private-network".to_owned())
+            Self::Unreachable { class, .. } => class.remedy().to_owned(),
+            Self::Url { why: Forbidden::Address, .. } => Class::ForbiddenAddress.remedy().to_owned(),
+            Self::Status { status: 500.., .. } | Self::TooLong => Class::ServerError.remedy().to_owned(),
+            Self::NotWanted { status } => {
+                let path = match status {
+                    400..=499 => format!("It answered {status}: is the URL right, with its path?\n"),
+                    _ => String::new(),
+                };
+                format!("{path}{OTHERWISE}")
             }
-            Self::NotWanted | Self::NoMetadata { .. } | Self::NoServers => Some(
-                "If you know its endpoints: --auth-url, --token-url and --client-id; if it takes a static token: moat \
+            Self::OtherResource { .. } => "Give the URL that the server itself goes by.".to_owned(),
+            Self::NoMetadata { .. } | Self::NoServers => OTHERWISE.to_owned(),
+            Self::Status { .. } | Self::Url { .. } | Self::TooMany => {
+                format!("Ask whoever runs the server. {OTHERWISE}")
+            }
+            Self::NoPkce { .. } | Self::NoCodes { .. } | Self::Lacks { .. } => {
+                "moat signs in with codes and PKCE alone: ask whoever runs the server. If it takes a static token: moat \
                  grant mcp"
-                    .to_owned(),
-            ),
-            _ => None,
+                    .to_owned()
+            }
         }
     }
 }
+
+/// Ways that need no discovery.
+const OTHERWISE: &str = "If you know its endpoints: --auth-url, --token-url and --client-id; if it takes a static token: moat \
+     grant mcp";
 
 #[derive(Deserialize)]
 struct RawResource {
@@ -198,7 +216,7 @@ impl<'a> Discovery<'a> {
     }
 
     async fn run(&mut self, wish: Wish<'_>) -> Result<Found, DiscoveryError> {
-        let (_, challenge) = self.probe(wish.server).await?;
+        let (status, challenge) = self.probe(wish.server).await?;
         let asked = challenge.is_some();
         let challenge = challenge.unwrap_or_default();
         let resource = self.resource(wish.server, challenge.resource_metadata.as_deref()).await?;
@@ -229,7 +247,7 @@ impl<'a> Discovery<'a> {
                 let origin = wish.server.origin().ascii_serialization();
                 match self.authority_of(&origin).await {
                     Err(DiscoveryError::NoMetadata { .. }) if !asked => {
-                        return Err(DiscoveryError::NotWanted);
+                        return Err(DiscoveryError::NotWanted { status: status.as_u16() });
                     }
                     authority => authority?,
                 }

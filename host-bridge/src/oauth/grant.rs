@@ -140,7 +140,10 @@ impl Plan<'_> {
             device.page, device.user_code
         ));
         let url = &self.authority.token_url;
-        device.tokens(self.http, self.guard, url, &identity.client, resource).await.map_err(device_failed)
+        device
+            .tokens(self.http, self.guard, url, &identity.client, resource, self.inputs.timeout)
+            .await
+            .map_err(device_failed)
     }
 
     async fn by_code(

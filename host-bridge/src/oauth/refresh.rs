@@ -139,6 +139,36 @@ impl Class {
             Self::Storage => "the credential cannot be written",
         }
     }
+
+    /// What a person can do about it who is signing in.
+    pub(crate) const fn remedy(self) -> &'static str {
+        match self {
+            Self::Name => "Is the name right, and is this machine online?",
+            Self::Connection | Self::Timeout | Self::AnswerLost => {
+                "Is the server up, and is this machine online? If so, try again."
+            }
+            Self::Tls => {
+                "Its certificate is for another name, has expired, or is signed by nobody whom this machine trusts."
+            }
+            Self::ForbiddenAddress => "If it is in your own network: --allow-private-network",
+            Self::Redirect => "Give the address that it leads to, if you trust that one.",
+            Self::Throttled | Self::ServerError => "Try again in a while.",
+            Self::InvalidClient | Self::UnauthorizedClient => {
+                "The server does not know this client: check --client-id and --client-secret. If moat registered itself \
+                 there: --new-client"
+            }
+            Self::InvalidTarget => {
+                "The server does not take this resource: --no-resource, or --resource <uri>"
+            }
+            Self::InvalidScope => "The server does not know these scopes: give others with --scopes.",
+            Self::Busy => "Another moat changes this grant at this moment. Try again.",
+            Self::Storage => "Is the disk full, or moat's directory not writable?",
+            Self::InvalidGrant => "The sign-in took too long, or was used already. Try again.",
+            Self::UnsupportedGrantType | Self::InvalidRequest | Self::UnusableAnswer | Self::Refused => {
+                "Ask whoever runs the server; moat can do nothing about it."
+            }
+        }
+    }
 }
 
 /// What a machine wants done next.

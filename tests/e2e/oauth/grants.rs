@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use moat_tests::{Outcome, Trouble, clock::eventually, trouble::ensure};
+use moat_tests::{Outcome, Trouble, clock::eventually, rig::Ran, trouble::ensure};
 use serde_json::json;
 
 use super::{OAuth, STUB};
@@ -39,6 +39,9 @@ pub(super) fn a1_granted_and_used() -> Outcome {
     stage.grant(&[])?.expect_code(0)?;
     let again = stage.grant(&[])?.expect_code(0)?;
     ensure(!again.err.contains("Registering"), || again.err.clone())?;
+    // The command that an agent's error names works in any directory.
+    let mut elsewhere = stage.rig.moat(&["grant", "oauth", "mine", "--timeout", "20s"])?;
+    Ran::from(elsewhere.current_dir(stage.rig.user_home()).output()?).expect_code(0)?;
 
     let inside = stage.rig.console()?;
     for modern in [true, false] {

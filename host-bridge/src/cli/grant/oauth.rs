@@ -39,8 +39,9 @@ use crate::{
     long_about = "Sign in to an MCP server with OAuth.\n\n\
         The server is asked who signs people in for it; you confirm in your browser, and the tokens are stored encrypted \
         as grant 'oauth:<name>', bound to the server's host. The bridge renews them by itself. The server is the one of \
-        --url, else the one of that name in this directory's moat.yaml, else the known one of that name. What is not \
-        given here is taken from ~/.moat/oauth/<name>.yaml, and what is not there either is discovered.",
+        --url, else the one of that name in this directory's moat.yaml, else the known one of that name, else the one \
+        that it was granted for before. What is not given here is taken from ~/.moat/oauth/<name>.yaml, and what is not \
+        there either is discovered.",
     after_help = "\
 Examples:
   moat grant oauth linear
@@ -143,7 +144,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 impl Args {
     pub(super) fn run(self, context: &Context, store: &Store) -> Outcome {
         let grant = grant_of(&self.name)?;
-        let known = Known::gather(&context.home, &grant, &self.name)?;
+        let known = Known::gather(&context.home, store, &grant, &self.name)?;
         let (no_browser, snippet_url) = (self.no_browser, self.url.clone());
         let inputs = self.inputs(grant, known)?;
         if context.global.dry_run {
@@ -155,7 +156,8 @@ impl Args {
             return Ok(exit::OK);
         }
         block_on(async {
-            let granted = sign_in(&inputs, store, &context.env, no_browser).await?;
+            let again = again(&inputs.grant, snippet_url.as_ref());
+            let granted = sign_in(&inputs, &again, store, &context.env, no_browser).await?;
             news::tell(&context.home, store, &inputs.grant, news::granted(&granted.record)).await;
             if context.global.json {
                 print::line(&Shown::of(&granted).json()?);
@@ -230,7 +232,7 @@ struct Known {
 }
 
 impl Known {
-    fn gather(home: &Home, grant: &GrantName, name: &str) -> Result<Self, Failure> {
+    fn gather(home: &Home, store: &Store, grant: &GrantName, name: &str) -> Result<Self, Failure> {
         let path = home.oauth_file(name);
         let file = OAuthFile::load(&path).map_err(|problems| {
             let text = super::super::with_causes(&problems);
@@ -260,7 +262,12 @@ impl Known {
             let known = catalog::CATALOG.iter().find(|known| known.grant == grant.as_str())?;
             Upstream::try_from(known.url.to_owned()).ok()
         };
-        Ok(Self { server: server.or_else(catalog), file })
+        // The command in an agent's error works anywhere, not only in the directory of its moat.yaml.
+        let granted_before = || {
+            let record = Record::of(store.read(grant).ok()?);
+            Upstream::try_from(record.text(key::SERVER_URL)?.to_owned()).ok()
+        };
+        Ok(Self { server: server.or_else(catalog).or_else(granted_before), file })
     }
 }
 
@@ -287,7 +294,7 @@ pub(crate) fn inline(
     store: &Store,
 ) -> Result<(), Failure> {
     let name = grant.as_str().trim_start_matches("oauth:");
-    let mut known = Known::gather(home, grant, name)?;
+    let mut known = Known::gather(home, store, grant, name)?;
     if let Some(server) = server {
         known.server = Some(server.clone());
     }
@@ -295,7 +302,8 @@ pub(crate) fn inline(
         <Alone as clap::Parser>::try_parse_from(["oauth", name]).map_err(|e| Failure::new(e.to_string()))?;
     let inputs = args.args.inputs(grant.clone(), known)?;
     block_on(async {
-        let granted = sign_in(&inputs, store, env, false).await?;
+        let again = again(grant, None);
+        let granted = sign_in(&inputs, &again, store, env, false).await?;
         news::tell(home, store, grant, news::granted(&granted.record)).await;
         Ok(exit::OK)
     })
@@ -311,6 +319,7 @@ struct Alone {
 
 async fn sign_in(
     inputs: &Inputs,
+    again: &str,
     store: &Store,
     env: &Environment,
     no_browser: bool,
@@ -326,7 +335,7 @@ async fn sign_in(
     };
     let mut port = None;
     let granted = grant::grant(&http, store, inputs, &mut terminal, &mut port).await;
-    let granted = granted.map_err(|error| failure(&error, &inputs.grant, port))?;
+    let granted = granted.map_err(|error| failure(&error, &inputs.grant, again, port))?;
     if let Some(file) = &granted.new_key_file {
         print::note(&format!(
             "Warning: this machine has no keychain, so the encryption key is in {}. Whoever reads that file can read \
@@ -342,6 +351,16 @@ async fn sign_in(
     Ok(granted)
 }
 
+/// The command to try again with: the server stands in it where it was given, since it stands nowhere else yet.
+fn again(grant: &GrantName, url: Option<&Upstream>) -> String {
+    let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b":/._-".contains(&b));
+    match url.map(Upstream::as_str) {
+        Some(url) if plain(url) => format!("{} --url {url}", grant.command()),
+        Some(url) => format!("{} --url '{}'", grant.command(), url.replace('\'', "%27")),
+        None => grant.command(),
+    }
+}
+
 /// Nothing is promised that a record without a refresh token cannot keep.
 fn expiry(record: &Record) -> String {
     let refresh = if record.refresh_token().is_some() { "auto-refresh enabled" } else { "no refresh token" };
@@ -351,16 +370,12 @@ fn expiry(record: &Record) -> String {
     }
 }
 
-fn failure(error: &GrantError, grant: &GrantName, port: Option<u16>) -> Failure {
+fn failure(error: &GrantError, grant: &GrantName, again: &str, port: Option<u16>) -> Failure {
     let text = match error {
         GrantError::Discovery(_) => format!("Discovery failed: {error}"),
         _ => error.to_string(),
     };
-    let failure = Failure::new(visible(&text).into_owned());
-    match error.remedy(grant, port) {
-        Some(remedy) => failure.with_hint(remedy),
-        None => failure,
-    }
+    Failure::new(visible(&text).into_owned()).with_hint(error.remedy(grant, again, port))
 }
 
 fn say_usage(inputs: &Inputs, given: Option<&Upstream>) {
@@ -524,6 +539,14 @@ mod tests {
             Some((_, rest)) => format!("Expires: 20.. ({rest}"),
             None => text,
         }
+    }
+
+    #[test_case(None => "moat grant oauth x"; "known")]
+    #[test_case(Some("https://h/mcp") => "moat grant oauth x --url https://h/mcp"; "given")]
+    #[test_case(Some("https://h/mcp?a=b&c='d") => "moat grant oauth x --url 'https://h/mcp?a=b&c=%27d'"; "quoted")]
+    fn the_command_to_try_again(url: Option<&str>) -> String {
+        let url = url.map(|url| Upstream::try_from(url.to_owned()).unwrap());
+        again(&grant_of("x").unwrap(), url.as_ref())
     }
 
     #[test]

@@ -109,13 +109,15 @@ impl Plan<'_> {
         ];
         fields.extend(self.resource.as_deref().map(|resource| ("resource", resource)));
         fields.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
-        let failed = |text: &str| GrantError::Exchange(format!("token endpoint: {text}"));
+        let failed =
+            |class: Class| GrantError::Exchange { text: format!("token endpoint: {}", class.words()), class };
         let request = token::request(&self.authority.token_url, client, &fields)
-            .map_err(|_| failed("the request cannot be made"))?;
+            .map_err(|_| failed(Class::ForbiddenAddress))?;
         let sent = Timestamp::now();
         let answer = self.http.send(request, self.guard, Limits::TOKENS).await;
-        let answer = answer.map_err(|error: NoAnswer| failed(error.class().words()))?;
-        let tokens = token::judge(&answer).map_err(|refused| GrantError::Exchange(refusal(&refused)))?;
+        let answer = answer.map_err(|error: NoAnswer| failed(error.class()))?;
+        let tokens = token::judge(&answer)
+            .map_err(|refused| GrantError::Exchange { text: refusal(&refused), class: refused.class })?;
         Ok((tokens, sent))
     }
 

@@ -59,7 +59,7 @@ pub(super) async fn plan<'a>(
     let authority = match (&inputs.endpoints, found_authority) {
         (Some((auth_url, token_url)), _) => explicit(guard, auth_url, token_url, inputs)?,
         (None, Some(authority)) => authority,
-        (None, None) => return Err(GrantError::Discovery(DiscoveryError::NotWanted)),
+        (None, None) => return Err(GrantError::Discovery(DiscoveryError::NoServers)),
     };
     let resource = match &inputs.resource {
         Resource::None => None,

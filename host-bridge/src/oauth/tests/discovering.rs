@@ -48,8 +48,8 @@ async fn d1_a_server_that_wants_nothing() {
     })
     .await;
     let why = refused(&site).await;
-    assert_eq!(why, GrantError::Discovery(DiscoveryError::NotWanted));
-    assert!(why.remedy(&crate::oauth::testing::name(), None).unwrap().contains("moat grant mcp"));
+    assert_eq!(why, GrantError::Discovery(DiscoveryError::NotWanted { status: 200 }));
+    assert!(why.remedy(&crate::oauth::testing::name(), "", None).contains("moat grant mcp"));
 }
 
 // Wherever a server leads to another host, that host hears nothing: no client, no code, no token.

@@ -1,7 +1,13 @@
 //! What a grant sends, stores and shows, from the first request to the record.
 
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
 use serde_json::{Value, json};
 use test_case::test_case;
+use tokio::time::Instant;
 
 use crate::oauth::{
     grant::{GrantError, Resource},
@@ -149,7 +155,7 @@ async fn o4_what_cannot_be_used_replaces_nothing(answer: Value) {
     })
     .await;
     let failed = place.grant(&inputs(&site), &mut Somebody::agreeing()).await.unwrap_err();
-    assert!(matches!(failed, GrantError::Exchange(_)), "{failed:?}");
+    assert!(matches!(failed, GrantError::Exchange { .. }), "{failed:?}");
     assert_eq!(place.bytes(), before);
 }
 
@@ -171,7 +177,7 @@ async fn a_token_that_the_server_refuses_is_not_stored() {
     let site = says(401).await;
     let failed = place.grant(&inputs(&site), &mut Somebody::agreeing()).await.unwrap_err();
     assert_eq!(failed.to_string(), "127.0.0.1 does not accept the new token");
-    assert!(failed.remedy(&crate::oauth::testing::name(), None).unwrap().contains("--no-verify"));
+    assert!(failed.remedy(&crate::oauth::testing::name(), "", None).contains("--no-verify"));
     assert_eq!(place.bytes(), before);
     // It was shown to the server that it is for.
     let shown: Vec<String> = site
@@ -287,4 +293,51 @@ async fn a1_a_document_and_a_client_of_ones_own() {
         assert_eq!(site.at("/token").last().unwrap().field("client_id").as_deref(), Some(id));
     }
     assert!(site.at("/register").is_empty());
+}
+
+#[test_case(Duration::from_secs(60), "access-1"; "and then the tokens come")]
+#[test_case(Duration::from_secs(4), "the code was not entered in time"; "or the person's patience ends")]
+#[tokio::test]
+async fn a10_a_device_is_asked_for_slowly(patience: Duration, outcome: &str) {
+    let polls = AtomicUsize::new(0);
+    let site = Site::open(move |origin, asked| match asked.path.as_str() {
+        "/.well-known/oauth-authorization-server" => {
+            let mut document = metadata(origin);
+            document["device_authorization_endpoint"] = format!("{origin}/device").into();
+            Said::json(200, &document)
+        }
+        "/device" => Said::json(
+            200,
+            &json!({"device_code": "d", "user_code": "ABCD", "verification_uri": format!("{origin}/enter"), "interval": 1}),
+        ),
+        "/token" => match polls.fetch_add(1, Ordering::SeqCst) {
+            0 => Said::json(400, &json!({"error": "authorization_pending"})),
+            1 => Said::json(400, &json!({"error": "slow_down"})),
+            _ => compliant(origin, asked),
+        },
+        _ => compliant(origin, asked),
+    })
+    .await;
+    let (place, mut somebody) = (Place::new(), Somebody::agreeing());
+    let mut inputs = inputs(&site);
+    (inputs.device, inputs.timeout) = (true, patience);
+    let started = Instant::now();
+    match place.grant(&inputs, &mut somebody).await {
+        Ok(granted) => {
+            assert_eq!(granted.record.credential().token.expose(), outcome);
+            assert!(started.elapsed() >= Duration::from_secs(8), "slow_down adds five seconds");
+        }
+        Err(error) => {
+            assert!(error.to_string().ends_with(outcome), "{error}");
+            assert_eq!(site.at("/token").len(), 2);
+        }
+    }
+    assert!(
+        somebody.told.iter().any(|text| text.contains("/enter") && text.contains("enter the code: ABCD"))
+    );
+    let resource = format!("{}/mcp", site.origin);
+    for asked in site.at("/device").iter().chain(&site.at("/token")) {
+        assert_eq!(asked.field("resource").as_ref(), Some(&resource));
+    }
+    assert!(registration(&site)["grant_types"].to_string().contains("device_code"));
 }

@@ -128,7 +128,7 @@ async fn a12_a_client_of_ones_own_is_shown_to_one_issuer() {
     let mut somebody = Somebody::agreeing();
     let refused = place.grant(&own(&site), &mut somebody).await.unwrap_err();
     assert!(matches!(refused, GrantError::Client(ClientError::OtherIssuer { .. })), "{refused:?}");
-    assert!(refused.remedy(&name(), None).unwrap().contains("moat revoke oauth:mine"));
+    assert!(refused.remedy(&name(), "", None).contains("moat revoke oauth:mine"));
     assert!(somebody.visited.is_empty() && place.bytes() == before);
     knows_nothing(&site);
 }
