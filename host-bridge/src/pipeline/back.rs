@@ -9,6 +9,7 @@
 //!                                status as received (R11, R12)
 //! ```
 
+mod announce;
 mod decode;
 mod events;
 #[cfg(any(test, fuzzing))]
@@ -27,6 +28,7 @@ use moat_shared::limits;
 
 pub(crate) use self::relay::Incomplete;
 use self::{
+    announce::Announcer,
     decode::Coding,
     events::{Endpoint, Events},
     relay::{Relay, Scrub},
@@ -103,7 +105,10 @@ pub(super) async fn back(
         events_of(&method, &asked, &placed, &way)
     });
     let (events, reviewer) = match (events, reviewer) {
-        (Some(events), Some(reviewer)) => (Some(events.reviewed(reviewer)), None),
+        (Some(events), Some(reviewer)) => {
+            let announcer = listening.then(|| Announcer::new(&reviewer, &asked));
+            (Some(events.reviewed(reviewer).announced(announcer)), None)
+        }
         other => other,
     };
     let scrub = credential.map(|credential| Scrub {

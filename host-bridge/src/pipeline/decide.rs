@@ -130,6 +130,12 @@ impl Judge<'_> {
         if method == "tools/call" {
             self.check_parameter_headers(message)?;
         }
+        if method == "subscriptions/listen" {
+            let wanted = message.get("params").and_then(|params| params.get("notifications"));
+            let wants = |key| wanted.and_then(|wanted| wanted.get(key)).is_some_and(Node::is_true);
+            let lists = ["toolsListChanged", "promptsListChanged", "resourcesListChanged"];
+            self.parsed.asked().mark_listening(lists.map(wants));
+        }
         for operation in operations {
             let Operation { kind, name, params } = operation;
             let mut made;

@@ -120,6 +120,14 @@ impl Asked {
         self.judge().modern
     }
 
+    /// It listens, and wants to hear of changes of these lists.
+    pub(super) fn mark_listening(&self, lists: [bool; 3]) {
+        self.judge().listens_for = lists;
+    }
+    pub(super) fn listens_for(&self) -> [bool; 3] {
+        self.judge().listens_for
+    }
+
     /// What the one request calls, for the trace.
     pub(super) fn operation(&self) -> Option<String> {
         match self.judge().envelope.messages() {
@@ -169,6 +177,7 @@ struct Judge {
     taken: u64,
     fault: Option<PipelineError>,
     modern: bool,
+    listens_for: [bool; 3],
 }
 
 impl Default for Judge {
@@ -180,6 +189,7 @@ impl Default for Judge {
             taken: 0,
             fault: None,
             modern: false,
+            listens_for: [false; 3],
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::{
     compile::Policy,
@@ -95,12 +96,16 @@ struct Live {
     state: Mutex<Option<Arc<State>>>,
     counters: Counters,
     tools: Mutex<Tools>,
+    /// How often the state was changed.
+    changes: watch::Sender<u64>,
 }
 
 /// What the server said of its tools.
 #[derive(Debug, Default)]
 struct Tools {
     annotations: HashMap<String, String>,
+    /// Of which lists it announces changes: in the order of [`super::operation::LISTS`].
+    announced: [bool; 3],
     changed: bool,
 }
 
@@ -114,6 +119,8 @@ const ANNOTATIONS: usize = 4096;
 pub(crate) struct Memory {
     pub(crate) rates: Store,
     pub(crate) tools: HashMap<String, String>,
+    #[serde(default)]
+    pub(crate) announced: [bool; 3],
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -157,12 +164,14 @@ impl Bound {
         let mut state = locked(&self.live.state);
         let accepted = state.as_ref().map_or_else(|| self.compiled(), |state| state.accepted.clone());
         *state = Some(Arc::new(State { accepted, pending: policy, broken }));
+        self.tell();
     }
 
     /// Nothing of this server passes any more, until somebody accepts its policy anew.
     pub(crate) fn close(&self, reason: String) {
         *locked(&self.live.state) =
             Some(Arc::new(State { accepted: Err(reason), pending: None, broken: None }));
+        self.tell();
     }
 
     /// The same server's policy with what the file says, once somebody accepted it. It takes effect with
@@ -180,6 +189,32 @@ impl Bound {
         let is_new = |policy: &Arc<Policy>| !accepted.as_ref().is_ok_and(|now| now.hash == policy.hash);
         let pending = state.as_ref().and_then(|state| state.pending.clone()).filter(is_new);
         *state = Some(Arc::new(State { accepted, pending, broken: None }));
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.live.changes.send_modify(|times| *times += 1);
+    }
+
+    /// Wakes whoever waits each time that another state is in force.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.live.changes.subscribe()
+    }
+
+    /// Of these lists the server announces changes.
+    pub(crate) fn announces(&self, lists: [bool; 3]) {
+        let mut tools = locked(&self.live.tools);
+        tools.changed |= tools.announced != lists;
+        tools.announced = lists;
+    }
+
+    pub(crate) fn announced(&self) -> [bool; 3] {
+        locked(&self.live.tools).announced
+    }
+
+    /// The names of all tools that the server listed.
+    pub(crate) fn tools(&self) -> Vec<String> {
+        locked(&self.live.tools).annotations.keys().cloned().collect()
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -216,7 +251,7 @@ impl Bound {
         }
         tools.changed = false;
         let rates = rates.unwrap_or_else(|| self.live.counters.snapshot());
-        Some(Memory { rates, tools: tools.annotations.clone() })
+        Some(Memory { rates, tools: tools.annotations.clone(), announced: tools.announced })
     }
 
     /// What [`Self::memory`] gave could not be written down: it is asked for again.
@@ -227,6 +262,7 @@ impl Bound {
     /// Takes back what was written down.
     pub(crate) fn remember(&self, memory: Memory) {
         self.live.counters.restore(memory.rates);
-        locked(&self.live.tools).annotations = memory.tools;
+        let mut tools = locked(&self.live.tools);
+        (tools.annotations, tools.announced) = (memory.tools, memory.announced);
     }
 }

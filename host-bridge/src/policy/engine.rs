@@ -226,6 +226,16 @@ impl Policy {
         None
     }
 
+    /// What can hide things whose operations begin so, in words that are the same while it is.
+    pub(crate) fn hiding(&self, start: &str) -> Vec<String> {
+        let takes_part = |rule: &&Ready| {
+            let denies = self.set.rules[rule.index].action == Action::Deny;
+            denies && (!rule.except.is_empty() || rule.glob.as_ref().is_some_and(|glob| glob.may_name(start)))
+        };
+        let rules = self.rules.iter().filter(takes_part).map(|rule| &self.set.rules[rule.index]);
+        rules.map(|rule| format!("{:?} {:?} {:?}", rule.operation, rule.except, rule.when)).collect()
+    }
+
     /// A key of the arguments that some decoders would take for one that a rule reads (P28).
     pub(crate) fn misread<'n>(&self, call: &Call<'_>, params: &'n Node) -> Option<&'n str> {
         self.rules.iter().filter(|rule| rule.takes_part(call.kind, call.operation)).find_map(|rule| {

@@ -103,6 +103,12 @@ impl Glob {
         self.own.literal.contains('/')
     }
 
+    /// Could it match something that begins so, and does it name a method?
+    pub(crate) fn may_name(&self, start: &str) -> bool {
+        let literal = &self.own.literal;
+        self.names_a_method() && (literal.starts_with(start) || start.starts_with(literal.as_str()))
+    }
+
     /// Unless it is sensitive, the pattern matches the lower-cased operation, or its lower-cased self does (P5).
     pub(crate) fn matches(&self, operation: &Operation<'_>) -> bool {
         if self.sensitive {

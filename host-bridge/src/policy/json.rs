@@ -4,6 +4,8 @@
 //! Refused is what two decoders could read differently, also where a whole body was read strictly before: keys twice
 //! or apart only by case in one object, lone surrogates, numbers that a double does not hold (P27).
 
+mod pass;
+
 use std::{borrow::Cow, cell::OnceCell, ops::Range};
 
 use moat_shared::limits;
@@ -97,8 +99,13 @@ impl Node {
 
     /// Reads a whole text.
     pub(crate) fn parse(bytes: &[u8], numbers: Numbers) -> Result<Self, Unreadable> {
+        Self::outline(bytes, numbers, usize::MAX)
+    }
+
+    /// The same, but of lists and maps so deep in it nothing is kept: each is checked, and is empty here.
+    pub(crate) fn outline(bytes: &[u8], numbers: Numbers, depth: usize) -> Result<Self, Unreadable> {
         let text = std::str::from_utf8(bytes).map_err(|_| Unreadable::Syntax)?;
-        let mut reader = Reader { text, at: 0, nodes: 0, numbers };
+        let mut reader = Reader { text, at: 0, nodes: 0, numbers, kept: depth };
         reader.blanks();
         let node = reader.value(0)?;
         reader.blanks();
@@ -140,6 +147,10 @@ impl Node {
         }
     }
 
+    pub(crate) fn is_true(&self) -> bool {
+        matches!(self.data, Data::Bool(true))
+    }
+
     pub(crate) fn is_map(&self) -> bool {
         matches!(self.data, Data::Map(_))
     }
@@ -170,6 +181,8 @@ struct Reader<'t> {
     at: usize,
     nodes: usize,
     numbers: Numbers,
+    /// Lists and maps so deep are passed over.
+    kept: usize,
 }
 
 impl<'t> Reader<'t> {
@@ -192,15 +205,11 @@ impl<'t> Reader<'t> {
     }
 
     fn value(&mut self, depth: usize) -> Result<Node, Unreadable> {
-        if depth > limits::JSON_DEPTH {
-            return Err(Unreadable::Depth);
-        }
-        self.nodes += 1;
-        if self.nodes > NODES {
-            return Err(Unreadable::Size);
-        }
+        self.count(depth)?;
         let start = self.at;
         let data = match self.byte().ok_or(Unreadable::Syntax)? {
+            b'{' if depth >= self.kept => self.pass_map(depth).map(|()| Data::Map(Vec::new()))?,
+            b'[' if depth >= self.kept => self.pass_list(depth).map(|()| Data::List(Vec::new()))?,
             b'{' => self.map(depth)?,
             b'[' => self.list(depth)?,
             b'"' => Data::Text(Text::new(self.string()?)),
@@ -210,6 +219,16 @@ impl<'t> Reader<'t> {
             _ => Data::Number(self.number()?),
         };
         Ok(Node { span: start..self.at, data })
+    }
+
+    /// One more value.
+    fn count(&mut self, depth: usize) -> Result<(), Unreadable> {
+        self.nodes += 1;
+        match () {
+            () if depth > limits::JSON_DEPTH => Err(Unreadable::Depth),
+            () if self.nodes > NODES => Err(Unreadable::Size),
+            () => Ok(()),
+        }
     }
 
     fn word(&mut self, word: &str, data: Data) -> Result<Data, Unreadable> {

@@ -6,10 +6,13 @@
 //!                                          └► longer than EVENT_MAX: passes in parts
 //! ```
 
+use std::task::{Context, Poll};
+
 use bytes::{Bytes, BytesMut};
 use moat_shared::{limits, sse::Boundaries};
 
 use super::{
+    announce::Announcer,
     review::{ANSWER_MAX, Reviewed, Reviewer},
     watch::Watch,
 };
@@ -37,6 +40,8 @@ pub(super) struct Events {
     endpoint: Option<Endpoint>,
     /// Judges what its events hold.
     reviewer: Option<Reviewer>,
+    /// Tells who listens of lists that a changed policy changes.
+    announcer: Option<Announcer>,
     start_of_stream: bool,
     /// Of an event that is too long to be judged: nothing passes up to its end.
     skipping: bool,
@@ -64,6 +69,7 @@ impl Events {
             watch,
             endpoint,
             reviewer: None,
+            announcer: None,
             start_of_stream: true,
             skipping: false,
             handle: None,
@@ -74,6 +80,24 @@ impl Events {
     pub(super) fn reviewed(mut self, reviewer: Reviewer) -> Self {
         self.reviewer = Some(reviewer);
         self
+    }
+
+    /// And with somebody who listens.
+    pub(super) fn announced(mut self, announcer: Option<Announcer>) -> Self {
+        self.announcer = announcer;
+        self
+    }
+
+    /// What is to be told between two events, if the stream stands there.
+    pub(super) fn announce(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
+        let (Some(announcer), Some(reviewer)) = (&mut self.announcer, &self.reviewer) else { return None };
+        if !self.left.closing().is_empty() {
+            return None;
+        }
+        match announcer.poll(reviewer, cx) {
+            Poll::Ready(events) => Some(events.into()),
+            Poll::Pending => None,
+        }
     }
 
     pub(super) fn watch(&self) -> Option<&Watch> {

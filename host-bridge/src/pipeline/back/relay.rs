@@ -259,7 +259,13 @@ where
                 let Some(upstream) = &mut this.upstream else {
                     return Poll::Ready(this.incomplete.take().map(Err));
                 };
-                match ready!(Pin::new(upstream).poll_frame(cx)) {
+                let next = Pin::new(upstream).poll_frame(cx);
+                if next.is_pending()
+                    && let Some(news) = this.events.as_mut().and_then(|events| events.announce(cx))
+                {
+                    return Poll::Ready(Some(Ok(Frame::data(news))));
+                }
+                match ready!(next) {
                     Some(Ok(frame)) => {
                         // Trailers are dropped (T8).
                         this.input = frame.into_data().unwrap_or_default();

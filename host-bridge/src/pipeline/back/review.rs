@@ -28,11 +28,14 @@ use crate::{
         compile::Policy,
         engine::{Context, Kind, Phase},
         glob,
-        json::{Data, Node, Numbers},
+        json::{Data, Node, Numbers, Unreadable},
         operation::LISTS,
     },
     record::Recorder,
 };
+
+/// Whose answers say of which lists the server announces changes.
+const SAYS_WHAT_IT_CAN: [&str; 2] = ["initialize", "server/discover"];
 
 /// The largest answer that is held back to be judged.
 pub(super) const ANSWER_MAX: usize = 16 << 20;
@@ -83,8 +86,10 @@ impl Reviewer {
         let bound = placed.server().policy.clone()?;
         let asked = asked.map(Asked::requests).unwrap_or_default();
         let this = Self { placed: placed.clone(), bound, recorder: recorder.clone(), asked, modern };
-        let lists =
-            |message: &Message| LISTS.iter().any(|(method, ..)| message.method.as_deref() == Some(*method));
+        let lists = |message: &Message| {
+            let method = message.method.as_deref().unwrap_or_default();
+            LISTS.iter().any(|(list, ..)| method == *list) || SAYS_WHAT_IT_CAN.contains(&method)
+        };
         // A stream that nobody asked for can carry anything again.
         (this.asked.is_empty() || this.asked.iter().any(lists) || this.judges_results()).then_some(this)
     }
@@ -92,6 +97,11 @@ impl Reviewer {
     /// Are there rules for results?
     pub(super) fn judges_results(&self) -> bool {
         self.policies().is_none_or(|policies| policies.iter().any(|policy| policy.judges_results()))
+    }
+
+    /// Whose policy it is.
+    pub(super) fn bound(&self) -> &Bound {
+        &self.bound
     }
 
     /// What is in force; `None`: nothing may pass.
@@ -102,7 +112,7 @@ impl Reviewer {
     /// Judges one JSON text.
     pub(in crate::pipeline) fn review(&self, bytes: &[u8]) -> Reviewed {
         let Some(policies) = self.policies() else { return Reviewed::Withheld };
-        let Ok(root) = Node::parse(bytes, Numbers::Any) else { return self.unreadable() };
+        let Ok(root) = read(bytes, &policies) else { return self.unreadable() };
         let messages = match &root.data {
             Data::List(messages) => messages.as_slice(),
             Data::Map(_) => std::slice::from_ref(&root),
@@ -160,6 +170,9 @@ impl Reviewer {
         let asked = self.asked_for(message, bytes);
         let method = asked.and_then(|asked| asked.method.as_deref());
         let Some(result) = given.or(failed) else { return Said::Edited(Vec::new()) };
+        if method.is_none_or(|method| SAYS_WHAT_IT_CAN.contains(&method)) {
+            self.hear(result);
+        }
         let list = LISTS.iter().find(|(name, key, _)| match method {
             Some(method) => method == *name,
             // By its shape: nothing else has such a list of things with names.
@@ -229,6 +242,16 @@ impl Reviewer {
             many => format!("[{}]", many.join(",")).into_bytes(),
         }
     }
+}
+
+/// A JSON text, as far as it is asked for: where no rule judges results, of a list only what its items are called.
+fn read(bytes: &[u8], policies: &[Arc<Policy>]) -> Result<Node, Unreadable> {
+    if policies.iter().any(|policy| policy.judges_results()) {
+        return Node::parse(bytes, Numbers::Any);
+    }
+    // message, result, list, item, what is in it; and one more in a batch.
+    let is_batch = bytes.trim_ascii_start().first() == Some(&b'[');
+    Node::outline(bytes, Numbers::Any, 4 + usize::from(is_batch))
 }
 
 /// A piece of the bytes, with its edits.

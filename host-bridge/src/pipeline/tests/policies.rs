@@ -21,6 +21,7 @@ use crate::{
     registry::Run,
 };
 
+mod announced;
 mod doors;
 mod unasked;
 

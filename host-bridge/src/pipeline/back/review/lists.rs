@@ -6,7 +6,7 @@ use super::{Edit, Reviewer};
 use crate::{
     policy::{
         compile::Policy,
-        engine::{Context, Phase},
+        engine::{Context, Kind, Phase},
         glob,
         json::Node,
         operation::of_item,
@@ -85,6 +85,38 @@ impl Reviewer {
         }
         text.push(']');
         vec![(list.span.clone(), text)]
+    }
+
+    /// What hides things now, for each of [`LISTS`]: while it is the same, so are the lists. Of tools the names are known, of
+    /// prompts and resources only the rules.
+    pub(in crate::pipeline::back) fn hiding(&self) -> [Vec<String>; 3] {
+        let Some(policies) = self.policies() else {
+            return std::array::from_fn(|_| vec!["all".to_owned()]);
+        };
+        let enforcing = || policies.iter().filter(|policy| policy.enforces());
+        let hidden = |tool: &String| {
+            let operation = glob::Operation::new(tool);
+            enforcing().any(|policy| {
+                let context = self.context(policy, Kind::Tool, &operation, Phase::Request, "", None);
+                policy.hides(Kind::Tool, &operation, &context).is_some()
+            })
+        };
+        let sorted = |mut words: Vec<String>| {
+            words.sort_unstable();
+            words.dedup();
+            words
+        };
+        let by_rules = |start| sorted(enforcing().flat_map(|policy| policy.hiding(start)).collect());
+        let tools = self.bound.tools().into_iter().filter(hidden).collect();
+        [sorted(tools), by_rules("prompts/get:"), by_rules("resources/read:")]
+    }
+
+    /// Of which lists the server announces changes, where it says so.
+    pub(super) fn hear(&self, result: &Node) {
+        let Some(capabilities) = result.get("capabilities") else { return };
+        let announces =
+            |key| capabilities.get(key).and_then(|of| of.get("listChanged")).is_some_and(Node::is_true);
+        self.bound.announces(["tools", "prompts", "resources"].map(announces));
     }
 
     /// What the server says of a tool, for rules on it.
