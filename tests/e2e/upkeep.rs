@@ -5,7 +5,7 @@ use std::{fs, io::Write};
 
 use moat_tests::{
     Outcome, Trouble, clock::eventually, console::http::Body, faults::Faults, inside::Request, parts::Part,
-    rig::Rig, trouble::ensure,
+    rig::Rig, suite::server::SuiteServer, trouble::ensure,
 };
 use serde_json::{Value, json};
 
@@ -19,6 +19,7 @@ const SANDBOX: &[Part] = &[Part::Sandbox];
 pub(crate) const TESTS: &[Test] = &[
     Test::new("a_full_disk_opens_nothing", SANDBOX, a_full_disk_opens_nothing),
     Test::new("p40_a_broken_or_vanished_file_is_told_everywhere", SANDBOX, broken_file),
+    Test::new("p37_a_client_hears_of_another_list", SANDBOX, a_client_hears_of_another_list),
     Test::new("what_other_rules_would_have_done", SANDBOX, what_other_rules_would_have_done),
     Test::new("each_pack_is_checked_and_explained", &[], each_pack_is_checked_and_explained),
 ];
@@ -92,6 +93,46 @@ fn broken_file() -> Outcome {
     eventually("moat status tells of the vanished file", NOTICED, || status(true))?;
     eventually("the terminal tells of it", NOTICED, || told(2))?;
     denied("vanished")?;
+    ensure(inside.end()? == 0, || "the run's exit code".to_owned())
+}
+
+/// The client of rmcp listens, in both eras, while a stricter rule takes effect and is taken back on the host.
+fn a_client_hears_of_another_list() -> Outcome {
+    let rig = Rig::new()?;
+    let server = SuiteServer::start()?;
+    fs::create_dir_all(rig.workspace().join(".keep"))?;
+    let file = rig.workspace().join(".keep/local.yaml");
+    fs::write(&file, RULES)?;
+    rig.config(&format!("mcp:\n  - {{name: local, url: {}, policy: .keep/local.yaml}}\n", server.url()))?;
+    let inside = rig.console()?;
+    let has = |seen: &Value, key: &str| {
+        seen[key].as_array().into_iter().flatten().any(|tool| tool == "test_simple_text")
+    };
+    for modern in [false, true] {
+        let before = server.seen.requests().len();
+        let listening = inside.listen("local", modern)?;
+        let asked = |what: &str| {
+            let says = |body: &[u8]| String::from_utf8_lossy(body).contains(what);
+            server
+                .seen
+                .requests()
+                .iter()
+                .skip(before)
+                .any(|request| request.method == what || says(&request.body))
+        };
+        eventually("a client has listed the tools and listens", NOTICED, || {
+            let listens = asked(if modern { "subscriptions/listen" } else { "GET" });
+            (listens && asked("tools/list")).then_some(())
+        })?;
+        fs::write(&file, RULES.replace("operation: add", "operation: test_simple_*"))?;
+        let seen = listening.value()?;
+        ensure(has(&seen, "tools") && !has(&seen, "then"), || format!("modern: {modern}: {seen}"))?;
+        fs::write(&file, RULES)?;
+        rig.line("audit.jsonl", "it is as it was", |line| line["type"] == "policy.loaded")?;
+        eventually("the tool is there again", NOTICED, || {
+            inside.visit("local", modern, &[], &[]).ok().filter(|seen| has(seen, "tools")).map(|_| ())
+        })?;
+    }
     ensure(inside.end()? == 0, || "the run's exit code".to_owned())
 }
 

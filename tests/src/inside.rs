@@ -135,10 +135,29 @@ impl Inside {
         headers: &[(&str, &str)],
         calls: &[(&str, Value)],
     ) -> Outcome<Value> {
+        self.visiting(server, modern, headers, calls, false)?.value()
+    }
+
+    /// Visits a server and stays until its tools change.
+    ///
+    /// # Errors
+    /// When the sandbox is gone.
+    pub fn listen(&self, server: &str, modern: bool) -> Outcome<Pending<'_>> {
+        self.visiting(server, modern, &[], &[], true)
+    }
+
+    fn visiting(
+        &self,
+        server: &str,
+        modern: bool,
+        headers: &[(&str, &str)],
+        calls: &[(&str, Value)],
+        listen: bool,
+    ) -> Outcome<Pending<'_>> {
         let headers: BTreeMap<_, _> = headers.iter().map(|&(n, v)| (n.to_owned(), v.to_owned())).collect();
         let calls = calls.iter().map(|(tool, arguments)| ((*tool).to_owned(), arguments.clone())).collect();
         let url = format!("{}/mcp/{server}", self.relay_url);
-        self.order(Task::Mcp(Visit { url, headers, modern, calls }))?.value()
+        self.order(Task::Mcp(Visit { url, headers, modern, calls, listen }))
     }
 
     /// The environment inside.

@@ -55,6 +55,7 @@ fn visit(inside: &Inside, modern: bool, calls: &[(&str, Value)]) -> Task {
         headers: BTreeMap::from([("Authorization".to_owned(), STUB.to_owned())]),
         modern,
         calls: calls.iter().map(|(tool, arguments)| ((*tool).to_owned(), arguments.clone())).collect(),
+        listen: false,
     })
 }
 

@@ -2,7 +2,7 @@
 
 #![expect(deprecated, reason = "sampling is deprecated in 2026-07-28 and alive in the revisions of 2025")]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use http::{HeaderName, HeaderValue};
 use rmcp::{
@@ -10,13 +10,14 @@ use rmcp::{
     model::{
         CallToolRequestParams, ClientCapabilities, ClientConfig, CreateMessageRequestParams,
         CreateMessageResult, ElicitRequestParams, ElicitResult, ElicitationAction, Implementation,
-        ProtocolVersion, SamplingMessage,
+        ProtocolVersion, SamplingMessage, ServerNotification, SubscriptionFilter,
     },
-    service::RequestContext,
+    service::{NotificationContext, RequestContext},
     transport::{StreamableHttpClientTransport, streamable_http_client::StreamableHttpClientTransportConfig},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::Outcome;
 
@@ -31,9 +32,12 @@ pub struct Visit {
     pub modern: bool,
     /// Tools to call, with their arguments.
     pub calls: Vec<(String, Value)>,
+    /// Then wait until the server says that its tools changed, and list them again.
+    #[serde(default)]
+    pub listen: bool,
 }
 
-/// Goes there. The answer is `{"server": .., "tools": [..], "results": [..]}`.
+/// Goes there. The answer is `{"server": .., "tools": [..], "results": [..], "then": [..]}`.
 ///
 /// # Errors
 /// When the server cannot be reached or refuses.
@@ -49,7 +53,9 @@ pub async fn visit(visit: Visit) -> Outcome<Value> {
     } else {
         ClientLifecycleMode::Initialize
     };
-    let client = Visitor.serve_with_lifecycle(transport, lifecycle).await?;
+    let visitor = Visitor::default();
+    let changed = Arc::clone(&visitor.changed);
+    let client = visitor.serve_with_lifecycle(transport, lifecycle).await?;
     let tools: Vec<String> =
         client.list_all_tools().await?.into_iter().map(|tool| tool.name.to_string()).collect();
     let mut results = Vec::new();
@@ -62,19 +68,39 @@ pub async fn visit(visit: Visit) -> Outcome<Value> {
             Err(error) => json!({"error": error.to_string()}),
         });
     }
+    let mut then: Vec<String> = Vec::new();
+    if visit.listen {
+        if visit.modern {
+            let wanted = SubscriptionFilter::builder().tools_list_changed().build();
+            let mut subscription = client.listen(wanted).await?;
+            while !matches!(
+                subscription.next().await?,
+                Some(ServerNotification::ToolListChangedNotification(_))
+            ) {}
+        } else {
+            changed.notified().await;
+        }
+        then = client.list_all_tools().await?.into_iter().map(|tool| tool.name.to_string()).collect();
+    }
     let server = client.peer_info().map(|info| json!(*info));
     client.cancel().await?;
-    Ok(json!({"server": server, "tools": tools, "results": results}))
+    Ok(json!({"server": server, "tools": tools, "results": results, "then": then}))
 }
 
 /// The client's own side: it answers what servers ask.
-#[derive(Debug, Clone)]
-struct Visitor;
+#[derive(Debug, Clone, Default)]
+struct Visitor {
+    changed: Arc<Notify>,
+}
 
 impl ClientHandler for Visitor {
     fn get_info(&self) -> ClientConfig {
         let capabilities = ClientCapabilities::builder().enable_sampling().enable_elicitation().build();
         ClientConfig::new(capabilities, Implementation::new("moat-fixture-client", env!("CARGO_PKG_VERSION")))
+    }
+
+    async fn on_tool_list_changed(&self, _context: NotificationContext<RoleClient>) {
+        self.changed.notify_one();
     }
 
     async fn create_message(
