@@ -16,7 +16,7 @@ use moat_tests::{
     inside::{Answer, Inside, Request},
     parts::Part,
     rig::{Ran, Rig},
-    suite::run::{NEWEST_2025, NEWEST_2026},
+    suite::run::{NEWEST_2025, NEWEST_2025_03, NEWEST_2026},
     trouble::ensure,
     upstream::Upstream,
 };
@@ -65,8 +65,9 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     Test::new("a16_no_secret_is_anywhere", ALL, secrecy::a16_no_secret_is_anywhere),
     Test::new("f7_an_empty_token_replaces_nothing", COMMAND, grants::f7_an_empty_token_replaces_nothing),
-    Test::new("suite_a2_2025_11_25", SUITE, || suite::a2_suite(NEWEST_2025, &[])),
-    Test::new("suite_a2_2026_07_28", SUITE, || suite::a2_suite(NEWEST_2026, &suite::OF_2026)),
+    Test::new("suite_a2_2025_03_26", SUITE, || suite::a2_suite(NEWEST_2025_03)),
+    Test::new("suite_a2_2025_11_25", SUITE, || suite::a2_suite(NEWEST_2025)),
+    Test::new("suite_a2_2026_07_28", SUITE, || suite::a2_suite(NEWEST_2026)),
 ];
 
 /// Fields are dropped in their order: the authorization server's process is one that the rig would miss.

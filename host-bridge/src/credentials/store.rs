@@ -3,8 +3,9 @@
 //! A grant's file is `<grant>.enc`; `mcp:<name>.enc`, which older versions wrote, is read when `mcp-<name>.enc` is
 //! not there. Writing is canonical. Every failure fails closed: a file that cannot be read is no credential.
 
+mod error;
+
 use std::{
-    borrow::Cow,
     collections::{BTreeSet, HashMap},
     fs::{self, File},
     io::{self, Read},
@@ -13,14 +14,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use moat_shared::{
-    grant::{GrantKind, GrantName},
-    hint::Hint,
-};
+use moat_shared::grant::{GrantKind, GrantName};
 
+use self::error::in_short;
+pub(crate) use self::error::{BindError, ReadError, WriteError};
 use super::{
-    key::{Found, Key, KeyError, Keys, Locked},
-    sealed::{Credential, SealError, Unsealable},
+    key::{Found, Key, Keys, Locked},
+    sealed::{Credential, Unsealable},
 };
 use crate::{
     disk,
@@ -74,95 +74,6 @@ impl Stamp {
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
-/// Why a credential cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ReadError {
-    #[error("grant '{grant}' is not configured")]
-    NotConfigured { grant: GrantName },
-    #[error(
-        "decrypting credential for {grant}: message authentication failed\n  This may indicate the encryption key has changed."
-    )]
-    Decrypt { grant: GrantName },
-    #[error("the credential of '{grant}' cannot be read ({})", path.display())]
-    Unreadable {
-        grant: GrantName,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{} is damaged: {reason}", path.display())]
-    Malformed { grant: GrantName, path: PathBuf, reason: String },
-    #[error("{} holds the credential of {found:?}, not of '{grant}'", path.display())]
-    Mismatch { grant: GrantName, path: PathBuf, found: String },
-    #[error("the credential of '{grant}' cannot be decrypted")]
-    Key {
-        grant: GrantName,
-        #[source]
-        source: KeyError,
-    },
-}
-
-impl Hint for ReadError {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        let again = |grant: &GrantName| {
-            Some(format!("To re-authenticate:\n  moat revoke {grant}\n  {}", grant.command()).into())
-        };
-        match self {
-            Self::NotConfigured { grant } => Some(format!("To fix:\n  {}", grant.command()).into()),
-            Self::Decrypt { grant } => Some(format!("To re-authenticate:\n  {}", grant.command()).into()),
-            Self::Malformed { grant, .. } | Self::Mismatch { grant, .. } => again(grant),
-            Self::Unreadable { path, .. } => {
-                Some(format!("Check owner and rights of {}", path.display()).into())
-            }
-            Self::Key { source, .. } => source.hint(),
-        }
-    }
-}
-
-/// Why a credential cannot be kept or removed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum WriteError {
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error(transparent)]
-    Seal(#[from] SealError),
-    #[error("no credential found for {0}")]
-    NotThere(GrantName),
-    #[error("{}", path.display())]
-    File {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl Hint for WriteError {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::Key(error) => error.hint(),
-            Self::Seal(_) | Self::NotThere(_) | Self::File { .. } => None,
-        }
-    }
-}
-
-/// Why a grant cannot be bound to a host.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BindError {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Write(#[from] WriteError),
-}
-
-impl Hint for BindError {
-    fn hint(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::Read(error) => error.hint(),
-            Self::Write(error) => error.hint(),
         }
     }
 }
@@ -403,16 +314,6 @@ impl Store {
     }
 }
 
-/// One line, with its cause.
-fn in_short(error: &ReadError) -> String {
-    match error {
-        ReadError::Unreadable { source, .. } => format!("{error}: {source}"),
-        ReadError::Key { source, .. } => format!("{error}: {source}"),
-        ReadError::Decrypt { .. } => "cannot be decrypted: the encryption key has changed".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -420,7 +321,8 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use moat_shared::secret::Secret;
+    use crate::credentials::key::KeyError;
+    use moat_shared::{hint::Hint, secret::Secret};
     use std::os::unix::fs::PermissionsExt;
     use test_case::test_case;
 

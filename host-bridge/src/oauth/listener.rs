@@ -9,6 +9,7 @@
 //! | the same again | the same page | none |
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     io,
     net::SocketAddr,
@@ -23,8 +24,8 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
-    task::JoinSet,
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
 use url::Url;
@@ -100,8 +101,9 @@ impl Listener {
             page: page.clone(),
             taken: Mutex::default(),
         });
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
+        // Oldest first: who says nothing makes room for who comes.
+        let mut open: VecDeque<AbortHandle> = VecDeque::new();
         let shown = async {
             let _closed = page.wait_for(Option::is_some).await.is_err();
             sleep(LINGER).await;
@@ -112,14 +114,12 @@ impl Listener {
                 () = &mut shown => break,
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept() => {
-                    let (Ok((stream, _)), Ok(slot)) = (accepted, slots.clone().try_acquire_owned()) else {
-                        continue;
-                    };
-                    let desk = desk.clone();
-                    connections.spawn(async move {
-                        serve(stream, desk).await;
-                        drop(slot);
-                    });
+                    let Ok((stream, _)) = accepted else { continue };
+                    open.retain(|connection| !connection.is_finished());
+                    if open.len() >= CONNECTIONS && let Some(oldest) = open.pop_front() {
+                        oldest.abort();
+                    }
+                    open.push_back(connections.spawn(serve(stream, desk.clone())));
                 }
             }
         }
@@ -310,6 +310,31 @@ mod tests {
         assert!(answers.try_recv().is_err());
         tasks.join_next().await.unwrap().unwrap();
         assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "it closes after");
+    }
+
+    #[tokio::test]
+    async fn a10_who_says_nothing_keeps_nobody_out() {
+        let pending = Arc::new(pending_for_tests(None, false));
+        let listener = Listener::bind(None, None).await.unwrap();
+        let port = listener.port();
+        let (came, mut answers) = mpsc::channel(4);
+        let (show, shown) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listener.run(pending.clone(), came, shown));
+        // Half a request each, and many more than there may be connections.
+        let mut silent = Vec::new();
+        for _ in 0..3 * CONNECTIONS {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            stream.write_all(b"GET /callback?code=c HTTP/1.1\r\nHost: 127").await.unwrap();
+            silent.push(stream);
+        }
+        let request = get(&format!("/callback?code=c&state={}", pending.state()));
+        let (page, ()) = tokio::join!(asks(port, &request), async {
+            assert!(matches!(answers.recv().await, Some(Came::Answer(Verdict::Code(_)))));
+            show.send_replace(Some(Page::Done));
+        });
+        assert!(page.contains("Authorization successful"), "{page}");
+        timeout(Duration::from_secs(5), tasks.join_next()).await.unwrap().unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -50,6 +50,15 @@ pub const NEWEST_2026: Edition = Edition {
     list: &["list", "--client", "--requirements", "2026-07-28"],
 };
 
+/// The newest edition, with the wire of 2025-03-26: of that revision only its way to find an authorization server is run.
+pub const NEWEST_2025_03: Edition = Edition {
+    title: "newest, 2025-03-26",
+    directory: "conformance-newest",
+    server: &[],
+    client: &["--spec-version", "2025-03-26"],
+    list: &[],
+};
+
 const EVERYTHING: &str = "everything/node_modules/@modelcontextprotocol/server-everything/dist/index.js";
 
 /// Where `.ci/run` installs.
@@ -149,6 +158,24 @@ impl Edition {
             .collect();
         ensure(!names.is_empty(), || format!("no scenario of a client in:\n{text}"))?;
         Ok(names)
+    }
+
+    /// The scenarios of authorization that it has for clients: `auth/name`, and the revisions (or `extension`) that it is of.
+    ///
+    /// # Errors
+    /// When the suite lists none.
+    pub fn authorization_scenarios(&self) -> Outcome<Vec<(String, Vec<String>)>> {
+        let mut command = Command::new(node()?);
+        let said = command.arg(self.program()?).args(["list", "--client"]).stdin(Stdio::null()).output()?;
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        let scenario = |line: &str| {
+            let (name, rest) = line.trim_start().strip_prefix("- ")?.split_once(" [")?;
+            let of = rest.split(']').next()?.split(',').map(|word| word.trim().to_owned()).collect();
+            name.starts_with("auth/").then(|| (name.to_owned(), of))
+        };
+        let all: Vec<_> = text.lines().filter_map(scenario).collect();
+        ensure(!all.is_empty(), || format!("no scenario of authorization in:\n{text}"))?;
+        Ok(all)
     }
 
     /// Runs these scenarios of a client with `client`, a command that gets the URL of the suite's server as its last
