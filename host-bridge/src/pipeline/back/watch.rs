@@ -3,6 +3,8 @@
 //! Lines are read as WHATWG HTML, section 9.2, has them: CR, LF or CRLF, an optional space after the colon, a byte order
 //! mark at the start, `data` over several lines joined by a line feed.
 
+use std::collections::HashSet;
+
 use moat_shared::rpc::{ID_MAX, RawId};
 
 use crate::pipeline::parse::{
@@ -14,7 +16,10 @@ use crate::pipeline::parse::{
 #[derive(Debug)]
 pub(super) struct Watch {
     asked: Asked,
-    answered: Vec<String>,
+    /// So many of the request's ids have been looked at: of one whose body is still on its way there may be more.
+    seen: usize,
+    /// Those of them that have no response, as [`canonical`] writes them.
+    waiting: HashSet<String>,
     /// Nothing more is waited for.
     satisfied: bool,
     /// An event had an id: the client can resume (R18 a).
@@ -45,7 +50,8 @@ impl Watch {
     pub(super) fn new(asked: Asked) -> Self {
         Self {
             asked,
-            answered: Vec::new(),
+            seen: 0,
+            waiting: HashSet::new(),
             satisfied: false,
             resumable: false,
             line: Line::Field(Vec::new()),
@@ -62,8 +68,12 @@ impl Watch {
 
     /// The requests that have no response yet.
     pub(super) fn outstanding(&self) -> Vec<RawId> {
+        let mut place = 0;
         let mut ids = self.asked.ids();
-        ids.retain(|id| !self.answered.iter().any(|answered| same(answered, id.as_str())));
+        ids.retain(|id| {
+            place += 1;
+            place > self.seen || self.waiting.contains(&canonical(id.as_str()))
+        });
         ids
     }
 
@@ -154,15 +164,15 @@ impl Watch {
         if answer.unreadable || reader.finish(&mut answer).is_err() || answer.ids.is_empty() {
             return;
         }
-        // Only what is waited for is remembered: a batch is bounded, an upstream's stream is not.
-        let mut outstanding = self.outstanding();
+        // Only what is waited for is remembered: a batch is bounded, an upstream's stream is not. Each id is read once: a
+        // batch of a thousand that is answered in a thousand events would cost a million readings else.
+        let ids = self.asked.ids();
+        self.waiting.extend(ids.iter().skip(self.seen).map(|id| canonical(id.as_str())));
+        self.seen = ids.len();
         for answered in answer.ids {
-            if let Some(known) = outstanding.iter().position(|id| same(&answered, id.as_str())) {
-                outstanding.swap_remove(known);
-                self.answered.push(answered);
-            }
+            self.waiting.remove(&canonical(&answered));
         }
-        self.satisfied = outstanding.is_empty();
+        self.satisfied = self.waiting.is_empty();
     }
 }
 
@@ -213,16 +223,16 @@ impl Visitor for Answer {
     }
 }
 
-/// Are these tokens the same id? A server may write `1.0` as `1`, or escape a string in another way.
-fn same(a: &str, b: &str) -> bool {
+/// One spelling of an id for all: a server may write `1.0` as `1`, or escape a string in another way.
+fn canonical(token: &str) -> String {
     use serde_json::Value;
-    if a == b {
-        return true;
-    }
-    match (serde_json::from_str::<Value>(a), serde_json::from_str::<Value>(b)) {
-        (Ok(Value::Number(a)), Ok(Value::Number(b))) => a.as_f64() == b.as_f64(),
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
+    match serde_json::from_str::<Value>(token) {
+        // Zero has a sign.
+        Ok(Value::Number(number)) => {
+            number.as_f64().map_or_else(|| token.to_owned(), |number| (number + 0.0).to_string())
+        }
+        Ok(value) => value.to_string(),
+        Err(_) => token.to_owned(),
     }
 }
 
@@ -267,6 +277,31 @@ mod tests {
     fn each_of_a_batch_is_waited_for() {
         let request = r#"[{"id":1,"method":"x"},{"id":"b","method":"x"},{"method":"n"}]"#;
         assert_eq!(watch(request, b"data: {\"id\":\"\\u0062\",\"result\":{}}\n\n", 100).0, 1);
+    }
+
+    #[test_case("1", "1.0"; "a whole number")]
+    #[test_case("1", "1e0"; "with an exponent")]
+    #[test_case("0", "-0.0"; "zero")]
+    #[test_case(r#""b""#, r#""\u0062""#; "an escape")]
+    fn one_spelling(a: &str, b: &str) {
+        assert_eq!(canonical(a), canonical(b));
+    }
+
+    #[test]
+    fn a_number_is_no_string() {
+        assert_ne!(canonical("1"), canonical(r#""1""#));
+    }
+
+    /// As many readings as there are ids, and not as many as there are pairs of them.
+    #[test]
+    fn a_large_batch_that_is_answered_one_by_one() {
+        let batch: Vec<String> = (0..1024).map(|id| format!(r#"{{"id":{id},"method":"x"}}"#)).collect();
+        let mut watch = Watch::new(Asked::of(&format!("[{}]", batch.join(","))));
+        for id in 0..1023 {
+            watch.push(format!("data: {{\"id\":{id},\"result\":1}}\n\n").as_bytes());
+            assert_eq!(watch.waiting.len(), 1023 - id);
+        }
+        assert_eq!(watch.outstanding().iter().map(RawId::as_str).collect::<Vec<_>>(), ["1023"]);
     }
 
     proptest! {
