@@ -124,7 +124,8 @@ pub(super) async fn back(
     let awaited = document && parts.status.is_success() && !asked.ids().is_empty();
     let relay = Relay::new(body, decoder, scrub, events, server.clone(), awaited, trace);
     if let Some(reviewer) = reviewer.filter(|_| whole) {
-        return review_whole(relay, &reviewer, &media, head, server, way.allowance).await;
+        // In a box: every other answer would have room for it in its future.
+        return Box::pin(review_whole(relay, &reviewer, &media, head, server, way.allowance)).await;
     }
     if whole {
         return match hold_back(relay, way.allowance).await {
