@@ -288,7 +288,9 @@ async fn gateway(engine: &Engine) -> Result<IpAddr, RuntimeError> {
     let doing = "asking for the engine's network";
     let inspected = inspected.map_err(|source| EngineError::Asking { doing, source })?;
     let configured = inspected.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
-    let gateway = configured.iter().find_map(|config| config.gateway.as_ref()?.parse().ok());
+    let gateway = configured
+        .iter()
+        .find_map(|config| container::gateway(config.gateway.as_deref(), config.subnet.as_deref()));
     gateway.ok_or_else(|| RuntimeError::NoGateway(network.to_owned()))
 }
 

@@ -103,6 +103,18 @@ fn on_loopback() -> PortBinding {
     PortBinding { host_ip: Some(Ipv4Addr::LOCALHOST.to_string()), host_port: Some(String::new()) }
 }
 
+/// This machine's address on a network: the one that is said, else the first, which an engine takes where it was told
+/// none. Docker says it of its own network only where the bridge was there before.
+pub(super) fn gateway(said: Option<&str>, subnet: Option<&str>) -> Option<IpAddr> {
+    if let Some(said) = said.filter(|said| !said.is_empty()) {
+        return said.parse().ok();
+    }
+    let (network, prefix) = subnet?.split_once('/')?;
+    let (network, prefix): (Ipv4Addr, u32) = (network.parse().ok()?, prefix.parse().ok()?);
+    let mask = u32::MAX.checked_shl(32u32.checked_sub(prefix)?).unwrap_or(0);
+    Some(Ipv4Addr::from((u32::from(network) & mask).checked_add(1)?).into())
+}
+
 /// Where the engine has published it.
 pub(super) fn published_at(ports: &HashMap<String, Option<Vec<PortBinding>>>) -> Option<Endpoint> {
     let bindings = ports.get(&port())?.as_ref()?;
@@ -274,6 +286,15 @@ mod tests {
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!(host.readonly_rootfs, Some(true));
         assert!(host.mounts.unwrap().iter().any(|mount| mount.typ == Some(MountType::VOLUME)));
+    }
+
+    #[test_case::test_case(Some("10.88.0.1"), Some("10.88.0.0/16") => Some("10.88.0.1".to_owned()); "said")]
+    #[test_case::test_case(None, Some("172.17.0.0/16") => Some("172.17.0.1".to_owned()); "the first")]
+    #[test_case::test_case(Some(""), Some("10.1.2.64/26") => Some("10.1.2.65".to_owned()); "of a small one")]
+    #[test_case::test_case(None, Some("10.1.2.0/33") => None; "no subnet")]
+    #[test_case::test_case(None, None => None; "nothing")]
+    fn gateways(said: Option<&str>, subnet: Option<&str>) -> Option<String> {
+        gateway(said, subnet).map(|address| address.to_string())
     }
 
     #[test]
