@@ -10,7 +10,7 @@ use moat_shared::secret::Secret;
 
 use crate::{
     config,
-    pipeline::fuzz,
+    pipeline::{bench::Served, fuzz},
     upstream::scan::{Forms, Scrubber},
 };
 
@@ -42,6 +42,24 @@ pub fn moat_yaml(data: &[u8]) {
     let mut names: Vec<&str> = config.servers.iter().map(|server| server.name.as_str()).collect();
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "two servers of one name");
+}
+
+/// A rule's condition, and behind a zero byte the arguments of the call that it judges: whatever is accepted comes to a
+/// verdict. (That a panic is one as well is the engine's own care; libFuzzer ends at it all the same.)
+pub fn policy(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (condition, arguments) = text.split_once('\0').unwrap_or((text, "{}"));
+    let condition = serde_json::Value::from(condition);
+    let rules = format!(
+        "mode: enforce\nrules:\n- name: r\n  action: deny\n  match: {{operation: '*', when: {condition}}}\n"
+    );
+    let Ok(served) = Served::by(Some(&rules)) else { return };
+    let call = format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"a","arguments":{arguments}}}}}"#
+    );
+    if let Err(why) = served.call(&Bytes::from(call)) {
+        assert!(!why.is_empty() && why != "it waited", "no verdict: {why:?}");
+    }
 }
 
 /// The search for the credential: no form of it passes, in whatever chunks it comes; nothing else is touched.
@@ -172,6 +190,55 @@ mod tests {
         "#",
         "\t",
     ];
+    const CEL: &[&str] = &[
+        "params.a",
+        "params['a']",
+        "context.operation",
+        "context.",
+        "has(params.a)",
+        "==",
+        "!=",
+        "<",
+        ">=",
+        "&&",
+        "||",
+        "!",
+        "(",
+        ")",
+        "[",
+        "]",
+        ".",
+        "+",
+        "-",
+        "*",
+        "/",
+        "%",
+        "?",
+        ":",
+        "1",
+        "-9223372036854775808",
+        "1.5",
+        "1e308",
+        "'a'",
+        "\"b\"",
+        "true",
+        "null",
+        "in",
+        ".matches('a+')",
+        ".startsWith('a')",
+        ".exists(x, x == 1)",
+        ".all(x, x)",
+        ".map(x, x)",
+        "size(params.a)",
+        "int('1')",
+        "double('x')",
+        "timestamp('2026-01-01T00:00:00Z')",
+        "\0",
+        "{\"a\":1}",
+        "{\"a\":\"a\"}",
+        "{\"a\":[1,2]}",
+        "{\"a\":null}",
+    ];
     const SCAN: &[&str] = &[
         "s3cr3t", "/k+y", "\u{0}", "\u{3}", "\u{7}", "\u{b}", "\u{1f}", "\u{10}", "a", "\n", "%2F", "c3Nj",
         "\\u0073",
@@ -188,6 +255,8 @@ mod tests {
         fn moat_yamls(data in bytes_of(YAML)) { moat_yaml(&data); }
         #[test]
         fn scans(data in bytes_of(SCAN)) { scan(&data); }
+        #[test]
+        fn policies(data in bytes_of(CEL)) { policy(&data); }
     }
 
     /// Every ugly request of the corpus, in chunks of every size up to sixteen bytes; and the verdict is the file's.
