@@ -69,7 +69,7 @@ pub fn scan(data: &[u8]) {
     const SECRET: &str = "s3cr3t/k+y=\"value\"&more";
     static FORMS: OnceLock<Arc<Forms>> = OnceLock::new();
     let Some((&size, data)) = data.split_first() else { return };
-    let make = || Forms::new(&Secret::new(SECRET.to_owned()), "moat-stub-mcp-x").expect("forms");
+    let make = || Forms::of_all(&[&Secret::new(SECRET.to_owned())], "moat-stub-mcp-x").expect("forms");
     let forms = FORMS.get_or_init(|| Arc::new(make()));
     let mut text = Vec::new();
     for byte in data {
