@@ -4,6 +4,8 @@
 //! each is answered after the write that holds it. A run ends when it is unregistered, or when the process that holds it is
 //! gone and nobody else holds it; that is looked at when a hold ends, and every second.
 
+mod entry;
+
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
@@ -14,19 +16,20 @@ use moat_shared::{
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 
+use self::entry::Entry;
 use super::{
-    Ask, Hold, LoadError, Registry, RegistryError, Reply, Run, Ticket,
+    Ask, Hold, LoadError, Registry, RegistryError, Reply, Run,
     durable::{self, Unreadable},
 };
 use crate::{
-    control::api::{HoldEvent, PolicyState, Register, RunStatus, ServerStatus, TunnelStatus},
+    control::api::{HoldEvent, Register},
     home::{Home, Profile},
-    pipeline::{News, Notice},
+    pipeline::Notice,
     policy::{bound::Bound, follow},
     record::{AuditEvent, Recorder},
     server::Server,
@@ -39,7 +42,6 @@ const HOLD_QUEUE: usize = 16;
 const CHECK_HOLDERS: Duration = Duration::from_secs(1);
 /// A process that dies closes its sockets a moment before it counts as dead.
 const CHECK_AGAIN: Duration = Duration::from_millis(50);
-const SAME_WARNING: Duration = Duration::from_secs(60);
 
 /// Owns the runs.
 #[derive(Debug)]
@@ -68,29 +70,6 @@ pub(crate) struct Owner {
     left_behind: mpsc::UnboundedSender<PathBuf>,
     /// The sandboxes that are to be dialled, and the ports where others come to.
     tunnels: Asks,
-}
-
-/// A run that is served.
-#[derive(Debug)]
-struct Entry {
-    run: Arc<Run>,
-    /// Dropping it revokes every ticket.
-    alive: watch::Sender<()>,
-    /// The last tunnel, which is gone when the other end is.
-    tunnel: Option<(oneshot::Sender<()>, TunnelStatus)>,
-    /// Held by the tunnel that there is.
-    seat: Arc<Semaphore>,
-    holds: Vec<mpsc::Sender<HoldEvent>>,
-    stop_asked: bool,
-    troubles: BTreeMap<ServerName, Trouble>,
-}
-
-#[derive(Debug)]
-struct Trouble {
-    text: String,
-    told: Instant,
-    /// The server has answered since.
-    mended: bool,
 }
 
 #[derive(Debug)]
@@ -516,91 +495,6 @@ impl Owner {
     fn tell_count(&self) {
         let now = self.occupied();
         self.count.send_if_modified(|count| std::mem::replace(count, now) != now);
-    }
-}
-
-impl Entry {
-    fn new(run: Arc<Run>) -> Self {
-        Self {
-            run,
-            alive: watch::Sender::new(()),
-            tunnel: None,
-            seat: Arc::new(Semaphore::new(1)),
-            holds: Vec::new(),
-            stop_asked: false,
-            troubles: BTreeMap::new(),
-        }
-    }
-
-    fn ticket(&self) -> Ticket {
-        Ticket { run: Arc::clone(&self.run), alive: self.alive.subscribe(), seat: Arc::clone(&self.seat) }
-    }
-
-    fn attach(&mut self, status: TunnelStatus) -> oneshot::Receiver<()> {
-        let (keep, shown) = oneshot::channel();
-        self.tunnel = Some((keep, status));
-        shown
-    }
-
-    fn ask_to_stop(&mut self) {
-        self.stop_asked = true;
-        for hold in &self.holds {
-            self.tell(hold, HoldEvent::Stop);
-        }
-    }
-
-    fn tell(&self, hold: &mpsc::Sender<HoldEvent>, event: HoldEvent) {
-        if let Err(mpsc::error::TrySendError::Full(event)) = hold.try_send(event) {
-            tracing::warn!(run = %self.run.id, ?event, "the run's holder does not read what it is told");
-        }
-    }
-
-    /// Nobody holds it and the process that would is gone.
-    fn is_over(&mut self) -> bool {
-        self.holds.retain(|hold| !hold.is_closed());
-        self.holds.is_empty() && !self.run.holder.is_alive()
-    }
-
-    /// What goes wrong is shown in `moat status`, and to the holder; the same thing at most once a minute.
-    fn note(&mut self, notice: Notice) {
-        let now = Instant::now();
-        let last = self.troubles.get_mut(&notice.server);
-        let text = match (notice.news, last) {
-            (News::Mended, Some(last)) => return last.mended = true,
-            (News::Mended, None) => return,
-            (News::Trouble(text), Some(last))
-                if last.text == text && now.duration_since(last.told) < SAME_WARNING =>
-            {
-                return last.mended = false;
-            }
-            (News::Trouble(text), _) => text,
-        };
-        for hold in &self.holds {
-            self.tell(hold, HoldEvent::Warning { text: text.clone() });
-        }
-        self.troubles.insert(notice.server, Trouble { text, told: now, mended: false });
-    }
-
-    fn status(&self) -> RunStatus {
-        let open = self.tunnel.as_ref().filter(|(keep, _)| !keep.is_closed());
-        let server = |server: &Server| ServerStatus {
-            name: server.name.clone(),
-            last_error: self
-                .troubles
-                .get(&server.name)
-                .filter(|trouble| !trouble.mended)
-                .and_then(|trouble| trouble.text.lines().next())
-                .map(str::to_owned),
-            policy: PolicyState::of(server).map(|policy| policy.line()),
-        };
-        RunStatus {
-            run: self.run.id.clone(),
-            name: self.run.name.clone(),
-            runtime: self.run.runtime.clone(),
-            registered: self.run.registered,
-            tunnel: open.map(|(_, status)| status.clone()),
-            servers: self.run.servers.iter().map(server).collect(),
-        }
     }
 }
 

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{control::api::Process, home::private_dir};
+use crate::{
+    control::api::{Process, TunnelStatus},
+    home::private_dir,
+    pipeline::News,
+};
 
 struct Rig {
     home: Home,
