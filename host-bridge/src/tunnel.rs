@@ -19,13 +19,17 @@ mod gateway;
 mod half_open;
 mod workers;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use moat_shared::{limits, rt::drain::Drain};
-use tokio::{net::UnixListener, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::UnixListener,
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
 use tokio_rustls::TlsAcceptor;
 
 use self::{
@@ -146,6 +150,7 @@ impl Tunnels {
         let half_open = HalfOpen::new(HALF_OPEN);
         let (dialled, mut arriving) = mpsc::channel(1);
         let mut diallers = JoinSet::new();
+        let mut dialling = HashMap::new();
         let mut ports = Ports::new(dialled.clone());
         loop {
             let come = tokio::select! {
@@ -153,7 +158,13 @@ impl Tunnels {
                 () = drain.signalled() => break,
                 Some(_) = diallers.join_next() => continue,
                 Some(dial) = dials.recv() => {
-                    diallers.spawn(dial::keep(dial, registry.clone(), dialled.clone()));
+                    let run = dial.run.clone();
+                    let keeping = diallers.spawn(dial::keep(dial, registry.clone(), dialled.clone()));
+                    dialling.retain(|_, keeping: &mut AbortHandle| !keeping.is_finished());
+                    // A run is dialled where it was said last, and nowhere else.
+                    if let Some(before) = dialling.insert(run, keeping) {
+                        before.abort();
+                    }
                     continue;
                 }
                 Some(wanted) = opens.recv() => {

@@ -270,15 +270,28 @@ mod tests {
         format!("GET {target} HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")
     }
 
+    /// A listener at work.
+    struct Listened {
+        port: u16,
+        answers: mpsc::Receiver<Came>,
+        show: watch::Sender<Option<Page>>,
+        tasks: JoinSet<()>,
+    }
+
+    async fn listened(pending: &Arc<Pending>) -> Listened {
+        let listener = Listener::bind(None, None).await.unwrap();
+        let port = listener.port();
+        let (came, answers) = mpsc::channel(4);
+        let (show, shown) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listener.run(Arc::clone(pending), came, shown));
+        Listened { port, answers, show, tasks }
+    }
+
     #[tokio::test]
     async fn a10_every_row_and_a_hundred_strays_and_then_the_true_one() {
         let pending = Arc::new(pending_for_tests(Some("https://as.example"), false));
-        let listener = Listener::bind(None, None).await.unwrap();
-        let port = listener.port();
-        let (came, mut answers) = mpsc::channel(4);
-        let (show, shown) = watch::channel(None);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(listener.run(pending.clone(), came, shown));
+        let Listened { port, mut answers, show, mut tasks } = listened(&pending).await;
 
         let status = |answer: &str| answer.split(' ').nth(1).unwrap_or_default().to_owned();
         assert_eq!(status(&asks(port, &get("/favicon.ico")).await), "404");
@@ -315,12 +328,7 @@ mod tests {
     #[tokio::test]
     async fn a10_who_says_nothing_keeps_nobody_out() {
         let pending = Arc::new(pending_for_tests(None, false));
-        let listener = Listener::bind(None, None).await.unwrap();
-        let port = listener.port();
-        let (came, mut answers) = mpsc::channel(4);
-        let (show, shown) = watch::channel(None);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(listener.run(pending.clone(), came, shown));
+        let Listened { port, mut answers, show, mut tasks } = listened(&pending).await;
         // Half a request each, and many more than there may be connections.
         let mut silent = Vec::new();
         for _ in 0..3 * CONNECTIONS {

@@ -55,6 +55,14 @@ impl Allowances {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Allowance(Arc<AtomicUsize>);
 
+#[cfg(test)]
+impl Allowance {
+    /// Bytes that are held now.
+    pub(super) fn held(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A part of it, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Charge {
@@ -192,10 +200,6 @@ mod tests {
         RunId::from_random([0, 0, 0, 0, 0, last])
     }
 
-    fn held(allowance: &Allowance) -> usize {
-        allowance.0.load(Ordering::Relaxed)
-    }
-
     #[test]
     fn small_pieces_come_together_in_their_order() {
         let mut hold = Hold::new(&Allowance::default());
@@ -237,9 +241,9 @@ mod tests {
         assert!(holds[0].push(Bytes::from_static(b"x"), false), "there is room again");
         let (pieces, charge) = holds.remove(0).into_pieces();
         drop((pieces, holds));
-        assert_eq!(held(&allowances.of(&one)), PER_RUN / 4 + 2, "until what was taken from it has left");
+        assert_eq!(allowances.of(&one).held(), PER_RUN / 4 + 2, "until what was taken from it has left");
         drop(charge);
-        assert_eq!(held(&allowances.of(&one)), 0);
+        assert_eq!(allowances.of(&one).held(), 0);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, header};
 use http_body::Body as HttpBody;
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use moat_shared::{limits, rpc::RawId};
 
 pub(crate) use self::json::Fault;
@@ -30,7 +30,7 @@ use self::{
 };
 use super::{
     error::PipelineError,
-    hold::{Allowance, Hold},
+    hold::{Allowance, Charge, Hold},
     place::Placed,
 };
 
@@ -50,6 +50,8 @@ pub(super) struct Parsed {
     asked: Asked,
     /// All of the body, where a policy judges it, or where the request may have to be sent again.
     whole: Option<Bytes>,
+    /// For what is held of the body, here and on its way, the first time and again.
+    charge: Arc<Charge>,
 }
 
 impl Parsed {
@@ -61,14 +63,14 @@ impl Parsed {
     pub(super) fn again(&self) -> Option<Self> {
         super::renew::grant_of(self.placed.server())?;
         let whole = self.whole.clone()?;
-        let body = Full::new(whole).map_err(|never| match never {});
         Some(Self {
             placed: self.placed.clone(),
             method: self.method.clone(),
             headers: self.headers.clone(),
-            body: body.boxed_unsync(),
+            body: self.all_of(&whole),
             asked: self.asked.clone(),
             whole: None,
+            charge: Arc::clone(&self.charge),
         })
     }
     pub(super) fn asked(&self) -> &Asked {
@@ -85,8 +87,13 @@ impl Parsed {
     pub(super) fn with_body(self, body: Vec<u8>) -> Self {
         // It is also what is sent again.
         let whole = Bytes::from(body);
-        let body = Full::new(whole.clone()).map_err(|never| match never {}).boxed_unsync();
-        Self { body, whole: Some(whole), ..self }
+        Self { body: self.all_of(&whole), whole: Some(whole), ..self }
+    }
+
+    /// A body that was judged already.
+    fn all_of(&self, whole: &Bytes) -> RequestBody {
+        let charge = Arc::clone(&self.charge);
+        Passing::<RequestBody>::new(pieces_of(whole), charge, None, self.asked.clone()).boxed_unsync()
     }
 
     /// Apart: where it goes, with what method and headers, and what it says.
@@ -272,18 +279,30 @@ where
         return Err(PipelineError::Body(Fault::TooLong));
     }
     let again = over && super::renew::grant_of(placed.server()).is_some();
-    let (pieces, charge) = held.into_pieces();
-    let whole = (policed || again).then(|| match pieces.as_slice() {
-        [only] => only.clone(),
-        pieces => Bytes::from(pieces.concat()),
-    });
-    // Held once, not twice.
-    let pieces = match &whole {
-        Some(whole) if !whole.is_empty() => vec![whole.clone()],
-        _ => pieces,
+    let (whole, pieces, charge) = if policed || again {
+        let (whole, charge) = held.into_whole();
+        let pieces = pieces_of(&whole);
+        (Some(whole), pieces, charge)
+    } else {
+        let (pieces, charge) = held.into_pieces();
+        (None, pieces, charge)
     };
-    let body = Passing::new(pieces, charge, (!over).then_some(body), asked.clone());
-    Ok(Parsed { placed, method: head.method, headers: head.headers, body: body.boxed_unsync(), asked, whole })
+    let charge = Arc::new(charge);
+    let body = Passing::new(pieces, Arc::clone(&charge), (!over).then_some(body), asked.clone());
+    Ok(Parsed {
+        placed,
+        method: head.method,
+        headers: head.headers,
+        body: body.boxed_unsync(),
+        asked,
+        whole,
+        charge,
+    })
+}
+
+/// Empty frames are none.
+fn pieces_of(whole: &Bytes) -> Vec<Bytes> {
+    if whole.is_empty() { Vec::new() } else { vec![whole.clone()] }
 }
 
 /// The id of a request that will not be sent, if it comes at once. For answers only.
@@ -321,7 +340,34 @@ fn may_have_body(judged: bool, headers: &HeaderMap) -> Result<(), PipelineError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        pipeline::{place::place, testing},
+        upstream::legacy::Handles,
+    };
+    use http_body_util::Full;
     use test_case::test_case;
+
+    /// Also of a redacted body, and whatever of it has been sent: an upstream that takes nothing frees nothing.
+    #[tokio::test]
+    async fn what_is_held_counts_until_its_last_copy_is_gone() {
+        const CALL: &str =
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"b","arguments":{}}}"#;
+        let bound =
+            testing::rules("mode: enforce\nrules: [{name: r, action: deny, match: {operation: a}}]\n");
+        let run = testing::with_policy("https://h/mcp", &bound);
+        let placed = place(&run, &Method::POST, &"/mcp/x".parse().unwrap(), &Handles::default()).unwrap();
+        let allowance = Allowance::default();
+        let request = Request::post("/mcp/x").header("content-type", "application/json");
+        let request = request.body(Full::new(Bytes::from(CALL))).unwrap();
+        let parsed = parse(placed, request, &Asked::default(), &allowance).await.unwrap();
+        assert_eq!(allowance.held(), CALL.len());
+        let redacted = parsed.with_body(CALL.replace('b', "c").into_bytes());
+        assert_eq!(allowance.held(), CALL.len(), "another body takes the place of the first");
+        let (_, _, _, body, _) = redacted.into_parts();
+        assert_eq!(allowance.held(), CALL.len(), "until it is sent");
+        drop(body);
+        assert_eq!(allowance.held(), 0);
+    }
 
     #[test_case(&[("content-type", "application/json")] => true)]
     #[test_case(&[("content-type", "Application/JSON; charset=UTF-8")] => true; "with charset")]

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -16,14 +17,14 @@ use crate::pipeline::{error::PipelineError, hold::Charge};
 pub(super) struct Passing<B> {
     held: VecDeque<Bytes>,
     /// For what was held back, until it has left.
-    charge: Option<Charge>,
+    charge: Option<Arc<Charge>>,
     /// `None` when all was read.
     rest: Option<B>,
     asked: Asked,
 }
 
 impl<B> Passing<B> {
-    pub(super) fn new(held: Vec<Bytes>, charge: Charge, rest: Option<B>, asked: Asked) -> Self {
+    pub(super) fn new(held: Vec<Bytes>, charge: Arc<Charge>, rest: Option<B>, asked: Asked) -> Self {
         Self { held: held.into(), charge: Some(charge), rest, asked }
     }
 }
