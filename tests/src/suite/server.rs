@@ -4,6 +4,8 @@
 
 #![expect(deprecated, reason = "sampling, logging and subscriptions are alive in the revisions of 2025")]
 
+mod replies;
+
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
@@ -17,15 +19,13 @@ use hyper::body::Incoming;
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
-        CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, ClientCapabilities,
-        CompleteRequestParams, CompleteResult, CreateMessageRequestParams, CreateTaskResult,
-        ElicitRequestParams, GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult,
-        Implementation, InputRequest, InputRequiredResult, InputResponses, ListPromptsResult,
-        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, LoggingLevel,
-        LoggingMessageNotificationParam, PaginatedRequestParams, ProgressNotificationParam,
-        ReadResourceRequestParams, ReadResourceResponse, SamplingMessage, ServerCapabilities, ServerConfig,
-        SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
-        UpdateTaskParams,
+        CallToolRequestParams, CallToolResponse, CancelTaskParams, ClientCapabilities, CompleteRequestParams,
+        CompleteResult, CreateTaskResult, GetPromptRequestParams, GetPromptResponse, GetTaskParams,
+        GetTaskResult, Implementation, InputResponses, ListPromptsResult, ListResourceTemplatesResult,
+        ListResourcesResult, ListToolsResult, LoggingLevel, LoggingMessageNotificationParam,
+        PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,
+        ServerConfig, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
+        UnsubscribeRequestParams, UpdateTaskParams,
     },
     service::{RequestContext, SubscriptionContext},
     task_manager::{TaskContext, TaskExit, TaskFuture, TaskManager, TaskOptions},
@@ -33,10 +33,13 @@ use rmcp::{
         StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
     },
 };
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
+use self::replies::{
+    ask_in, ask_model, ask_user, asks, complete, done, ended, internal, listed, name_form, progress,
+    required, say, slow, tampered,
+};
 use super::catalog::{self, question, words};
 use crate::{
     Outcome,
@@ -551,108 +554,6 @@ impl Everything {
 /// What a task does; without a task's context where the client knows no tasks.
 type Job = Box<dyn FnOnce(Option<TaskContext>) -> TaskFuture + Send>;
 
-async fn slow(pause: Duration, task: Option<TaskContext>) -> Result<CallToolResult, TaskExit> {
-    let cancelled = async {
-        match &task {
-            None => std::future::pending().await,
-            Some(task) => task.cancelled().await,
-        }
-    };
-    tokio::select! {
-        () = cancelled => Err(TaskExit::Cancelled),
-        () = tokio::time::sleep(pause) => ended(json!({"content": [words("computed")]})),
-    }
-}
-
-async fn ask_in(task: Option<&TaskContext>, key: &str, asked: Value) -> Result<Value, TaskExit> {
-    let Some(task) = task else {
-        return Err(TaskExit::Error(ErrorData::invalid_request("asks, and so has to be a task", None)));
-    };
-    let asked: InputRequest = made(asked).map_err(TaskExit::Error)?;
-    task.request_input(key, asked).await
-}
-
-fn ended(result: Value) -> Result<CallToolResult, TaskExit> {
-    complete(result).map_err(TaskExit::Error)
-}
-
-async fn progress(context: &Context) -> Result<CallToolResponse, ErrorData> {
-    for percent in [0.0, 50.0, 100.0] {
-        if let Some(token) = context.meta.get_progress_token() {
-            let progress = ProgressNotificationParam::new(token, percent).with_total(100.0);
-            context.peer.notify_progress(progress).await.map_err(internal)?;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    say("progressed")
-}
-
-async fn ask_model(arguments: &Value, context: &Context) -> Result<CallToolResponse, ErrorData> {
-    let prompt = arguments["prompt"].as_str().unwrap_or_default();
-    let question = CreateMessageRequestParams::new(vec![SamplingMessage::user_text(prompt)], 100);
-    let answer = context.peer.create_message(question).await.map_err(internal)?;
-    let text = answer.message.content.first().and_then(|content| content.as_text());
-    say(&format!("LLM response: {}", text.map_or("none", |text| text.text.as_str())))
-}
-
-async fn ask_user(tool: &str, form: Value, context: &Context) -> Result<CallToolResponse, ErrorData> {
-    let asked: ElicitRequestParams = made(form)?;
-    let answer = context.peer.create_elicitation(asked).await.map_err(internal)?;
-    let what = if tool == "test_elicitation" { "User response" } else { "Elicitation completed" };
-    let (action, content) = (json!(answer.action), json!(answer.content));
-    say(&format!("{what}: action={}, content={content}", action.as_str().unwrap_or_default()))
-}
-
-fn name_form() -> Value {
-    question::form("What is your name?", "name", "string")
-}
-
-fn say(text: &str) -> Result<CallToolResponse, ErrorData> {
-    done(json!({"content": [words(text)]}))
-}
-
-fn done(result: Value) -> Result<CallToolResponse, ErrorData> {
-    Ok(CallToolResponse::Complete(complete(result)?))
-}
-
-fn required(asked: Value, state: Option<String>) -> Result<CallToolResponse, ErrorData> {
-    Ok(CallToolResponse::InputRequired(asks(asked, state)?))
-}
-
-fn asks(asked: Value, state: Option<String>) -> Result<InputRequiredResult, ErrorData> {
-    let mut result = json!({"resultType": "input_required", "inputRequests": asked});
-    if let Some(state) = state {
-        result["requestState"] = json!(state);
-    }
-    made(result)
-}
-
-fn tampered() -> Result<CallToolResponse, ErrorData> {
-    Err(ErrorData::invalid_params("this requestState is not one of ours", None))
-}
-
-/// A page of a list, with what 2026-07-28 wants said about caching.
-fn listed<T: DeserializeOwned>(mut page: Value) -> Result<T, ErrorData> {
-    page["ttlMs"] = json!(0);
-    page["cacheScope"] = json!("private");
-    complete(page)
-}
-
-/// A result that is one already; rmcp takes the word away again for revisions that do not know it.
-fn complete<T: DeserializeOwned>(mut result: Value) -> Result<T, ErrorData> {
-    result["resultType"] = json!("complete");
-    made(result)
-}
-
-/// A type of rmcp from the JSON that the suite prescribes.
-fn made<T: DeserializeOwned>(value: Value) -> Result<T, ErrorData> {
-    serde_json::from_value(value).map_err(internal)
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn internal(error: impl std::fmt::Display) -> ErrorData {
-    ErrorData::internal_error(error.to_string(), None)
 }
