@@ -8,7 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moat_tests::{Outcome, clock::eventually, inside::Inside, rig::Rig, trouble::ensure, upstream::Upstream};
+use moat_tests::{
+    Outcome,
+    clock::eventually,
+    inside::Inside,
+    rig::{PATIENCE, Rig},
+    trouble::ensure,
+    upstream::Upstream,
+};
 use serde_json::{Value, json};
 
 use super::{OAuth, STUB, call, configuration, fine, traces, works};
@@ -186,7 +193,7 @@ pub(super) fn a6_what_passes_is_tried_again() -> Outcome {
     let inside = stage.rig.console()?;
     for fault in ["unavailable", "throttled", "redirect", "empty", "before"] {
         stage.authority.set("ttl=1")?;
-        let answered = eventually("an expired token", Duration::from_secs(10), || {
+        let answered = eventually("an expired token", PATIENCE, || {
             stage.authority.set(&format!("fault={fault}&times=1")).ok()?;
             let answer = inside.answer(&call()).ok()?;
             let faults = stage.authority.log().ok()?;
