@@ -35,9 +35,12 @@ const ACK: u8 = 1;
 /// `SETTINGS_INITIAL_WINDOW_SIZE`.
 const INITIAL_WINDOW: u16 = 4;
 
-/// The connection. Frames from the bridge are read and noted by a task, unless it is told to stop reading.
+type Writer = Arc<tokio::sync::Mutex<WriteHalf<TlsStream<UnixStream>>>>;
+
+/// The connection. Frames from the bridge are read and noted by a task, which answers its pings, unless it is told to stop
+/// reading.
 pub(crate) struct Raw {
-    to: WriteHalf<TlsStream<UnixStream>>,
+    to: Writer,
     seen: Arc<Mutex<Seen>>,
     reading: watch::Sender<bool>,
     next: u32,
@@ -65,10 +68,11 @@ impl Raw {
     pub(crate) async fn connect(house: &House, run: &Run, window: u32) -> io::Result<Self> {
         let (from, mut to) = tokio::io::split(secured(house, run).await?);
         to.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+        let to: Writer = Arc::new(tokio::sync::Mutex::new(to));
         let (reading, told) = watch::channel(true);
         let seen = Arc::<Mutex<Seen>>::default();
         let mut reader = JoinSet::new();
-        reader.spawn(read(from, Arc::clone(&seen), told));
+        reader.spawn(read(from, Arc::clone(&to), Arc::clone(&seen), told));
         let mut this = Self { to, seen, reading, next: 1, _reader: reader };
         let mut settings = INITIAL_WINDOW.to_be_bytes().to_vec();
         settings.extend(window.to_be_bytes());
@@ -120,8 +124,9 @@ impl Raw {
     /// Sends bytes. A bridge that takes nothing for a while holds the sender back, and is not waited for.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let sending = async {
-            self.to.write_all(bytes).await?;
-            self.to.flush().await
+            let mut to = self.to.lock().await;
+            to.write_all(bytes).await?;
+            to.flush().await
         };
         timeout(Duration::from_secs(3), sending).await.map_err(|_| io::ErrorKind::TimedOut)?
     }
@@ -190,6 +195,7 @@ pub(crate) fn text(bytes: &mut Vec<u8>, text: &str) {
 
 async fn read(
     mut from: ReadHalf<TlsStream<UnixStream>>,
+    to: Writer,
     seen: Arc<Mutex<Seen>>,
     mut reading: watch::Receiver<bool>,
 ) {
@@ -209,6 +215,12 @@ async fn read(
         }
         let (kind, flags) = (head[3], head[4]);
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        if kind == PING && flags & ACK == 0 {
+            // One that cannot be answered any more is of a connection that is over, which the next read tells.
+            let mut to = to.lock().await;
+            let _told = to.write_all(&frame(PING, ACK, 0, &payload)).await.and(to.flush().await).is_ok();
+            continue;
+        }
         let mut seen = note();
         match kind {
             // A table's size comes first where it changes.
