@@ -56,6 +56,11 @@ impl HalfOpen {
 }
 
 impl Guard {
+    /// Has a newer one taken the place?
+    pub(super) fn is_evicted(&mut self) -> bool {
+        self.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed)
+    }
+
     /// Returns when a newer one took the place.
     pub(super) async fn evicted(&mut self) {
         let _dropped = (&mut self.evicted).await;
