@@ -9,6 +9,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use sha2::{Digest, Sha256};
+
 /// What of cargo's own environment is settings of the user's, and therefore goes to the inner cargo as well.
 const KEPT: [&str; 9] = [
     "CARGO_HOME",
@@ -47,9 +49,10 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-env-changed=MOAT_SIDECAR");
     println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
     provenance();
-    match sidecar() {
-        Ok(path) => {
+    match sidecar().and_then(|path| Ok((digest(&path)?, path))) {
+        Ok((digest, path)) => {
             println!("cargo::rustc-env=MOAT_SIDECAR_FILE={}", path.display());
+            println!("cargo::rustc-env=MOAT_SIDECAR_DIGEST={digest}");
             ExitCode::SUCCESS
         }
         Err(text) => {
@@ -59,6 +62,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Its SHA-256, so that no start has to make it.
+fn digest(path: &Path) -> Result<String, String> {
+    let bytes = fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The file to embed.

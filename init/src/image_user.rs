@@ -9,14 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use moat_shared::plan::{Ids, Plan, User};
+use moat_shared::plan::{Ids, OTHER_HOME, Plan, User};
 use nix::{
     sys::statvfs::{FsFlags, statvfs},
     unistd,
 };
 
-/// Where the agent lives when the image has no home that it may write to. The runtime puts it there.
-const OTHER_HOME: &str = "/.moat/home";
 /// Larger files are not read: they are no passwd.
 const FILE: u64 = 4 << 20;
 /// Whose the relay is: numbers that no image gives away. The second serves where the first is the agent's.
@@ -29,6 +27,8 @@ pub(crate) enum UserError {
     User(String),
     #[error("the image's group {0:?} is not in its /etc/group")]
     Group(String),
+    #[error("cannot make {OTHER_HOME}, where the agent is to live")]
+    Home(#[source] io::Error),
     #[error("cannot read {path}")]
     Read { path: &'static str, source: io::Error },
 }
@@ -44,8 +44,17 @@ pub(crate) fn settle(plan: &mut Plan) -> Result<(), UserError> {
     plan.user.home = given.unwrap_or_else(|| plan.user.home.clone());
     if !is_home_of(&plan.user.home, plan.user.ids) {
         plan.user.home = OTHER_HOME.into();
+        make(&plan.user.home).map_err(UserError::Home)?;
     }
     Ok(())
+}
+
+/// Everybody's, as /tmp is; one that is there stays as it is.
+fn make(home: &Path) -> io::Result<()> {
+    match fs::create_dir(home) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| fs::set_permissions(home, fs::Permissions::from_mode(0o1777))),
+    }
 }
 
 /// Can PID 1 make processes of other users? Root without its capabilities cannot either.

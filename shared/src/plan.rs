@@ -58,6 +58,10 @@ pub const AWAITS_STARTUP: &[u8] = b"\x1b_moat:startup\x1b\\";
 /// The digits in front of a startup on stdin: its length in bytes, hexadecimal. What follows it is the agent's.
 pub const FRAME_DIGITS: usize = 8;
 
+/// Where a container's agent lives when the image has no home that it may write to. PID 1 makes it, or the runtime does
+/// where PID 1 could not.
+pub const OTHER_HOME: &str = "/.moat/home";
+
 /// A startup as it travels on stdin.
 ///
 /// # Errors

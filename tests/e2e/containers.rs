@@ -28,6 +28,7 @@ const ENGINE: &[Part] = &[Part::Sandbox];
 pub(crate) const TESTS: &[Test] = &[
     Test::new("what_an_image_says_is_done", ENGINE, what_an_image_says_is_done),
     Test::new("every_kind_of_container_works", ENGINE, every_kind_of_container_works),
+    Test::new("the_sidecar_is_put_into_an_engine_once", ENGINE, the_sidecar_is_put_there_once),
     Test::new("no_privileges", ENGINE, no_privileges),
     Test::new("what_namespaces_forbid_containers_forbid", ENGINE, what_namespaces_forbid),
     Test::new("the_engine_keeps_no_secret", ENGINE, the_engine_keeps_no_secret),
@@ -86,6 +87,48 @@ fn stops_as_the_image_says(rig: &Rig) -> Outcome {
     rig.engine()?.client(&["stop", "-t", "20", &id])?;
     let ended = eventually("the run ends", PATIENCE, || child.try_wait().ok().flatten())?;
     ensure(ended.code() == Some(5), || format!("{ended:?}"))
+}
+
+/// In a volume that no sandbox can write to and no image has a say in.
+fn the_sidecar_is_put_there_once() -> Outcome {
+    let rig = Rig::new()?;
+    rig.config("")?;
+    let engine = rig.engine()?;
+    let volumes = || -> Outcome<Vec<String>> {
+        let labelled = ["volume", "ls", "-q", "--filter", "label=dev.moat.sidecar"];
+        Ok(engine.client(&labelled)?.expect_code(0)?.out.lines().map(str::to_owned).collect())
+    };
+    let write = "ls /.moat/bin; touch /.moat/bin/x || echo no";
+    let ran = rig.sandboxed(&["sh", "-c", write])?.expect_code(0)?;
+    ensure(ran.out == "moat-sidecar\nno\n" && ran.err.contains("Read-only"), || format!("{ran:?}"))?;
+    // "moat-sidecar.<digest>" names one of the others.
+    let first = volumes()?;
+    let name = first.iter().find(|name| name.matches('.').count() == 1);
+    let name = name.ok_or_else(|| Trouble::new(format!("no volume is named: {first:?}")))?;
+    let whole = || -> Outcome<String> {
+        let label = "{{index .Labels \"dev.moat.volume\"}}";
+        Ok(engine.client(&["volume", "inspect", "-f", label, name])?.expect_code(0)?.out)
+    };
+    let before = whole()?;
+    rig.sandboxed(&["true"])?.expect_code(0)?;
+    ensure(whole()? == before && first.contains(&before.trim().to_owned()), || before.clone())?;
+
+    // Somebody tidies up, and the next one who starts something has an image that would like to be everybody's sidecar.
+    let hostile = "RUN mkdir -p /.moat /x/more && printf '#!/bin/sh\\necho hostile\\n' >/x/moat-sidecar && \
+                   chmod 755 /x/moat-sidecar && ln -s /x /.moat/bin\n";
+    engine.build("moat-test:hostile", hostile)?;
+    engine.client(&["volume", "rm", name])?.expect_code(0)?;
+    let workspace = rig.workspace().to_string_lossy().into_owned();
+    let run = ["run", "--image", "moat-test:hostile", &workspace, "--", "echo", "own"];
+    let own = rig.run(&run)?.expect_code(0)?;
+    ensure(own.out == "own\n", || format!("{own:?}"))?;
+    ensure(whole()? != before, || "not put there again".to_owned())?;
+    let after = rig.sandboxed(&["sh", "-c", write])?.expect_code(0)?;
+    ensure(after.out == ran.out, || format!("{after:?}"))?;
+    eventually("nothing else is left of it", PATIENCE, || {
+        let left = engine.client(&["images", "-q", "localhost/moat/empty"]).ok()?;
+        left.out.is_empty().then_some(())
+    })
 }
 
 fn every_kind_of_container_works() -> Outcome {

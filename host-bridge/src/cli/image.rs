@@ -90,7 +90,7 @@ impl Args {
 impl BuildArgs {
     async fn run(self, context: &Context) -> Outcome {
         let kind = self.kind.kind();
-        let sidecar = embed::sidecar().map_err(|error| Failure::from_error(&error))?;
+        let sidecar = embed::sidecar().map_err(|error| Failure::from_error(&error))?.bytes;
         if let Some(modules) = &self.modules {
             build::check_modules(kind, modules)
                 .map_err(|text| Failure::new(text).with_hint("npm install --prefix DIR PACKAGE makes one"))?;

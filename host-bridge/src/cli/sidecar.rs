@@ -27,7 +27,7 @@ enum Verb {
 impl Args {
     pub(crate) fn run(self, context: &Context) -> Outcome {
         let Verb::Export { path } = self.verb;
-        let sidecar = embed::sidecar().map_err(|error| Failure::from_error(&error))?;
+        let sidecar = embed::sidecar().map_err(|error| Failure::from_error(&error))?.bytes;
         if context.global.dry_run {
             print::note(&format!("Would write {} bytes to {}", sidecar.len(), path.display()));
             return Ok(0);

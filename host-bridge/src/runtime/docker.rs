@@ -1,12 +1,12 @@
 //! Container engines: Docker, and podman through its compatible socket.
 //!
 //! ```text
-//! inspect image ─► create ─► put the sidecar in ─► attach, wait ─► start ─► plan and key over stdin ─► the agent's
+//! inspect image ─► the sidecar's volume ─► create ─► attach, wait ─► start ─► plan and key over stdin ─► the agent's
 //! ```
 //!
 //! The sidecar becomes the entrypoint of any image; what the image would have started, it starts. The run's key goes
 //! through the engine's attached stream into PID 1's memory: it is in no file, no variable, no argument, and in nothing
-//! that the engine keeps. [`container`] says what kind of container it is, [`engine`] where engines are, [`raw`] the two
+//! that the engine keeps. [`shelf`] keeps the sidecar there, [`container`] says what kind of container it is, [`engine`] where engines are, [`raw`] the two
 //! requests that must be byte-exact, [`stream`] what comes and goes while it runs, [`removal`] that nothing is left.
 
 mod archive;
@@ -17,6 +17,7 @@ pub(crate) mod exec;
 mod image;
 mod raw;
 pub(crate) mod removal;
+mod shelf;
 mod stream;
 
 use std::{
@@ -29,9 +30,7 @@ use std::{
 
 use bollard::{
     models::ContainerCreateBody,
-    query_parameters::{
-        CreateContainerOptionsBuilder, KillContainerOptionsBuilder, UploadToContainerOptionsBuilder,
-    },
+    query_parameters::{CreateContainerOptionsBuilder, KillContainerOptionsBuilder},
 };
 use moat_shared::{
     endpoint::{Dialler, Endpoint},
@@ -50,7 +49,7 @@ use self::{
     removal::Removal,
     stream::{Of, Stream},
 };
-use super::{Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way, Window};
+use super::{Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way, Window, embed::Sidecar};
 use crate::{config::NetworkMode, home::Home};
 
 pub(crate) use self::engine::{Engine, EngineError};
@@ -189,15 +188,24 @@ impl super::Created for Created {
     }
 }
 
-/// Makes the container and puts the sidecar in. What is dropped on the way is removed.
+/// Makes the container, with the sidecar in it. What is dropped on the way is removed.
 async fn make(
     engine: Engine,
     name: String,
-    body: ContainerCreateBody,
-    sidecar: &'static [u8],
+    mut body: ContainerCreateBody,
+    sidecar: Sidecar,
 ) -> Result<Removal, EngineError> {
-    let options = CreateContainerOptionsBuilder::new().name(&name).build();
-    let mut removal = Removal::of_expected(&engine, &name);
+    let labels = body.labels.clone().unwrap_or_default();
+    let volume = shelf::with(&engine, sidecar, &labels).await?;
+    let host = body.host_config.get_or_insert_default();
+    host.mounts.get_or_insert_default().push(shelf::mount(&volume, true));
+    made(&engine, &name, body).await
+}
+
+/// Makes one container.
+async fn made(engine: &Engine, name: &str, body: ContainerCreateBody) -> Result<Removal, EngineError> {
+    let options = CreateContainerOptionsBuilder::new().name(name).build();
+    let mut removal = Removal::of_expected(engine, name);
     match engine.api.create_container(Some(options), body).await {
         Ok(created) => removal.made(created.id),
         Err(source) => {
@@ -208,12 +216,6 @@ async fn make(
             return Err(EngineError::Asking { doing: "making the container", source });
         }
     }
-    let archive = archive::of_sidecar(sidecar).map_err(EngineError::Archive)?;
-    let options = UploadToContainerOptionsBuilder::new().path(archive::AT).build();
-    let uploaded =
-        engine.api.upload_to_container(removal.id(), Some(options), bollard::body_full(archive.into())).await;
-    uploaded
-        .map_err(|source| EngineError::Asking { doing: "putting the sidecar into the container", source })?;
     Ok(removal)
 }
 

@@ -1,23 +1,29 @@
-//! What is put into a container before it starts: the sidecar, and a place for its agent to live where the image has none.
+//! What is put into an engine: the sidecar, in the directory that every container of moat's has it in.
 
 use std::io;
 
-/// Where the archive is unpacked. Also the one place that can be written in a container whose root file system cannot.
-pub(super) const AT: &str = super::OWN;
+/// Where the archive is unpacked.
+pub(super) const AT: &str = "/.moat/bin";
 /// The sidecar, below it.
 const SIDECAR: &str = "moat-sidecar";
 
 /// The sidecar's path in the sandbox.
 pub(super) fn sidecar() -> String {
-    format!("{}/{SIDECAR}", super::OWN)
+    format!("{AT}/{SIDECAR}")
 }
 
 /// The archive, whole, in memory.
 pub(super) fn of_sidecar(sidecar: &[u8]) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::with_capacity(sidecar.len() + 8 * 1024));
-    let mut home = header(tar::EntryType::Directory, 0, 0o1777);
-    archive.append_data(&mut home, "home", io::empty())?;
     append(&mut archive, SIDECAR, sidecar, 0o755)?;
+    archive.into_inner()
+}
+
+/// An archive of one directory, where that one is mounted: an image that has nothing else.
+pub(super) fn empty() -> io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut own = header(tar::EntryType::Directory, 0, 0o755);
+    archive.append_data(&mut own, AT.trim_start_matches('/'), io::empty())?;
     archive.into_inner()
 }
 
@@ -51,9 +57,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sidecar_can_be_executed_and_the_home_is_anybodys() {
-        let bytes = of_sidecar(b"elf").unwrap();
-        let mut archive = tar::Archive::new(bytes.as_slice());
+    fn the_sidecar_can_be_executed_and_is_roots() {
+        assert_eq!(entries(&of_sidecar(b"elf").unwrap()), [(SIDECAR.to_owned(), 0o755, 0, "elf".to_owned())]);
+        assert_eq!(entries(&empty().unwrap()), [(".moat/bin".to_owned(), 0o755, 0, String::new())]);
+    }
+
+    /// Path, mode, owner, text.
+    fn entries(mut bytes: &[u8]) -> Vec<(String, u32, u64, String)> {
+        let mut archive = tar::Archive::new(&mut bytes);
         let mut seen = Vec::new();
         for entry in archive.entries().unwrap() {
             let mut entry = entry.unwrap();
@@ -63,7 +74,6 @@ mod tests {
             let header = entry.header();
             seen.push((path, header.mode().unwrap(), header.uid().unwrap(), text));
         }
-        let wanted = [("home", 0o1777, ""), (SIDECAR, 0o755, "elf")];
-        assert_eq!(seen, wanted.map(|(path, mode, text)| (path.to_owned(), mode, 0, text.to_owned())));
+        seen
     }
 }

@@ -13,7 +13,7 @@ use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountType,
     PortBinding,
 };
-use moat_shared::{endpoint::Endpoint, wire};
+use moat_shared::{endpoint::Endpoint, plan, wire};
 
 use super::{OWN, WORKSPACE, archive, image::Image};
 use crate::{
@@ -64,12 +64,16 @@ const PREFIX: &str = "moat-";
 
 /// A name that no other container has.
 pub(super) fn name() -> String {
+    format!("{PREFIX}{}", random())
+}
+
+/// Twelve digits.
+pub(super) fn random() -> String {
     let mut bytes = [0; 6];
     let random = ring::rand::SystemRandom::new();
     // Without randomness the engine chooses between a conflict and luck; it refuses a conflict loudly.
     let _all_zeroes = ring::rand::SecureRandom::fill(&random, &mut bytes).is_err();
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{PREFIX}{digits}")
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The bridge's socket as the sandbox sees it: its directory is mounted, so that a socket made anew is seen.
@@ -185,15 +189,15 @@ fn host(order: &Order, door: &Door, hidden: &[PathBuf]) -> HostConfig {
         read_only: Some(true),
         ..EngineMount::default()
     }));
-    // The sidecar is put where there is something already.
-    if options.read_only || !matches!(door, Door::Directory(_)) {
-        mounts.push(EngineMount {
-            target: Some(OWN.to_owned()),
-            typ: Some(MountType::VOLUME),
-            ..EngineMount::default()
-        });
+    let place = |(place, mode): (&str, &str)| (place.to_owned(), mode.to_owned());
+    let mut tmpfs = HashMap::new();
+    if options.read_only {
+        tmpfs.extend([("/run", "mode=1777"), ("/tmp", "mode=1777")].map(place));
     }
-    let tmpfs = ["/run", "/tmp"].map(|place| (place.to_owned(), "mode=1777".to_owned()));
+    // PID 1 makes it where it can.
+    if options.read_only || options.no_capabilities {
+        tmpfs.extend([(plan::OTHER_HOME, "mode=1777,exec")].map(place));
+    }
     HostConfig {
         auto_remove: Some(true),
         // PID 1 is ours.
@@ -204,7 +208,7 @@ fn host(order: &Order, door: &Door, hidden: &[PathBuf]) -> HostConfig {
         cap_add: (!options.no_capabilities).then(|| CAPABILITIES.map(str::to_owned).to_vec()),
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         readonly_rootfs: Some(options.read_only),
-        tmpfs: options.read_only.then(|| HashMap::from(tmpfs)),
+        tmpfs: Some(tmpfs),
         mounts: Some(mounts),
         port_bindings: (*door == Door::Port).then(|| HashMap::from([(port(), Some(vec![on_loopback()]))])),
         // What it prints is in the run's own log; the engine need not keep it a second time.
@@ -261,7 +265,7 @@ mod tests {
         let body = made(&order());
         let host = body.host_config.unwrap();
         assert_eq!(body.user.as_deref(), Some("0:0"), "PID 1 is root, and nobody else is");
-        assert_eq!(body.entrypoint, Some(vec!["/.moat/moat-sidecar".to_owned()]));
+        assert_eq!(body.entrypoint, Some(vec!["/.moat/bin/moat-sidecar".to_owned()]));
         assert_eq!(body.stop_signal, None, "the image's");
         assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
         assert_eq!(host.cap_add.map(|caps| caps.len()), Some(5));
@@ -285,7 +289,7 @@ mod tests {
         assert_eq!(host.cap_add, None);
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!(host.readonly_rootfs, Some(true));
-        assert!(host.mounts.unwrap().iter().any(|mount| mount.typ == Some(MountType::VOLUME)));
+        assert_eq!(host.tmpfs.unwrap()[plan::OTHER_HOME], "mode=1777,exec");
     }
 
     #[test_case::test_case(Some("10.88.0.1"), Some("10.88.0.0/16") => Some("10.88.0.1".to_owned()); "said")]
@@ -303,7 +307,7 @@ mod tests {
         let body = body(&order(), &image, &Door::Port, &[], &HashMap::new());
         let host = body.host_config.unwrap();
         let mounts: Vec<_> = host.mounts.unwrap().into_iter().filter_map(|mount| mount.target).collect();
-        assert_eq!(mounts, ["/workspace", "/lib2", OWN]);
+        assert_eq!(mounts, ["/workspace", "/lib2"]);
         assert_eq!(body.exposed_ports, Some(vec![port()]));
         let mut bindings = host.port_bindings.unwrap();
         assert_eq!(bindings.len(), 1);

@@ -65,7 +65,7 @@ const KEPT: [Capability; 7] = [
 
 /// The embedded sidecar as a file that nobody can change.
 pub(super) fn sidecar() -> Result<OwnedFd, BuildError> {
-    let bytes = embed::sidecar().map_err(|error| BuildError::new(error.to_string()))?;
+    let bytes = embed::sidecar().map_err(|error| BuildError::new(error.to_string()))?.bytes;
     let doing = || "unpacking the sidecar".to_owned();
     // From Linux 6.3 on a memfd may have to say that it is to be executed; before, it must not.
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
