@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, UdpSocket},
     os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
@@ -103,8 +103,11 @@ impl World {
     fn greet(&mut self, namespace: &str) -> Outcome<u16> {
         let open = || TcpListener::bind(("0.0.0.0", 0));
         let answer = |listener: &TcpListener| {
-            if let Ok((mut stream, _)) = listener.accept() {
-                let _gone = stream
+            if let Ok((stream, _)) = listener.accept() {
+                // Whoever closes with something unread resets the connection, and the answer with it.
+                let mut request = BufReader::new(&stream).lines();
+                let _asked = request.find(|line| line.as_ref().is_ok_and(String::is_empty));
+                let _gone = (&stream)
                     .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello");
             }
         };
