@@ -1,5 +1,5 @@
-//! moat's own images, really built: on a Debian that was made for the tests and has the name that the Dockerfile asks for, with a
-//! real agent, which is then what its verb starts by itself.
+//! moat's own images, really built: on a Debian that was made for the tests and has the name that the Dockerfile asks for, with each of
+//! the real agents, which is then what its verb starts by itself.
 
 use std::{fs, process::Command};
 
@@ -21,11 +21,13 @@ use crate::{
 const PARTS: &[Part] = &[Part::Sandbox, Part::Agents, Part::Debian];
 
 pub(crate) const TESTS: &[Test] =
-    &[Test::new("of_moats_own_are_built_and_run_a_real_agent", PARTS, built_and_run)];
+    &[Test::new("of_moats_own_are_built_and_run_the_real_agents", PARTS, built_and_run)];
 
 /// What the base is made on.
 const FROM: &str = "node:22-bookworm-slim";
+/// The agent whose image is looked at more closely, and those that come after it.
 const AGENT: &str = "gemini";
+const OTHERS: [&str; 2] = ["claude", "codex"];
 
 fn built_and_run() -> Outcome {
     let scene = Scene::new()?;
@@ -37,18 +39,11 @@ fn built_and_run() -> Outcome {
         ensure(missing.err.contains(wanted), || format!("no {wanted:?}: {}", missing.err))?;
     }
     make_from(&scene)?;
-    let modules = modules(&scene)?;
+    let modules_of = |agent| modules(&scene, agent);
+    let modules = modules_of(AGENT)?;
     let wrong = rig.run(&["image", "build", "codex", "--modules", &modules])?.expect_code(1)?;
     ensure(wrong.err.contains("@openai/codex"), || wrong.err.clone())?;
-    // Without a network: everything is there.
-    let built = rig
-        .run(&["image", "build", AGENT, "--network", "none", "--modules", &modules, "--json"])?
-        .expect_code(0)?;
-    let answer: Value = serde_json::from_str(built.out.trim())?;
-    let image = answer["image"].as_str().unwrap_or_default().to_owned();
-    ensure(image.starts_with("localhost/moat/gemini:") && answer["runtime"] == Place::here().name(), || {
-        answer.to_string()
-    })?;
+    let image = build(&scene, AGENT, &modules)?;
     let inside = |command: &[&str]| -> Outcome<Ran> {
         let run = ["run", "--rm", "--network", "none", "--entrypoint", command[0], &image];
         engine.client(&[&run[..], &command[1..]].concat())
@@ -58,7 +53,25 @@ fn built_and_run() -> Outcome {
     let baked = inside(&["/.moat/moat-sidecar", "version"])?.expect_code(0)?;
     ensure(baked.out.contains("moat-sidecar"), || baked.out.clone())?;
     is_the_default(&scene, &image)?;
-    runs_its_agent(&scene)
+    runs_its_agent(&scene, AGENT)?;
+    for agent in OTHERS {
+        build(&scene, agent, &modules_of(agent)?)?;
+        runs_its_agent(&scene, agent)?;
+    }
+    Ok(())
+}
+
+/// Without a network: everything is there. The image.
+fn build(scene: &Scene, agent: &str, modules: &str) -> Outcome<String> {
+    let built = scene
+        .rig
+        .run(&["image", "build", agent, "--network", "none", "--modules", modules, "--json"])?
+        .expect_code(0)?;
+    let answer: Value = serde_json::from_str(built.out.trim())?;
+    let image = answer["image"].as_str().unwrap_or_default().to_owned();
+    let named = image.starts_with(&format!("localhost/moat/{agent}:"));
+    ensure(named && answer["runtime"] == Place::here().name(), || answer.to_string())?;
+    Ok(image)
 }
 
 /// Debian with Node, under the name that moat's own Dockerfile asks for.
@@ -76,13 +89,19 @@ fn make_from(scene: &Scene) -> Outcome {
 }
 
 /// The agent's modules without those of the other agents, which are large.
-fn modules(scene: &Scene) -> Outcome<String> {
+fn modules(scene: &Scene, agent: &str) -> Outcome<String> {
     let all = parts::agents().ok_or_else(|| Trouble::new("no agents"))?;
-    let own = scene.rig.workspace().join(".modules");
+    let own = scene.rig.workspace().join(format!(".modules-{agent}"));
     fs::create_dir(&own)?;
     for entry in fs::read_dir(&all)? {
         let entry = entry?;
-        if !["@anthropic-ai", "@openai"].iter().any(|other| entry.file_name() == *other) {
+        let whose = match entry.file_name().to_string_lossy().as_ref() {
+            "@anthropic-ai" => "claude",
+            "@openai" => "codex",
+            ".bin" => agent,
+            _ => AGENT,
+        };
+        if whose == agent {
             let copied = Command::new("cp").arg("-al").arg(entry.path()).arg(&own).status()?;
             ensure(copied.success(), || format!("{} cannot be linked", entry.path().display()))?;
         }
@@ -114,20 +133,22 @@ fn is_the_default(scene: &Scene, image: &str) -> Outcome {
     ensure(doctor.out.contains("moat image build claude"), || doctor.out.clone())
 }
 
-fn runs_its_agent(scene: &Scene) -> Outcome {
+fn runs_its_agent(scene: &Scene, agent: &str) -> Outcome {
     let rig = &scene.rig;
-    let mut arguments: Vec<String> = vec![AGENT.into(), "-p".into(), PROMPT.into()];
+    let mut arguments: Vec<String> = vec![agent.into(), "-p".into(), PROMPT.into()];
     for (name, value) in ENVIRONMENT {
         arguments.extend(["-e".to_owned(), format!("{name}={value}")]);
     }
     arguments.extend([rig.workspace().to_string_lossy().into_owned(), "--".to_owned()]);
-    arguments.extend(own_arguments(AGENT).into_iter().map(str::to_owned));
+    arguments.extend(own_arguments(agent).into_iter().map(str::to_owned));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let before = scene.vault.seen.requests().len();
     let ran = rig.run(&arguments)?.expect_code(0)?;
     for wanted in ["vault: hello vault", "local: hello local", "inner: hello inner"] {
         ensure(ran.out.contains(wanted), || format!("no {wanted:?}\n{}\n{}", ran.out, ran.err))?;
     }
     let asked = scene.vault.seen.requests();
+    let asked = &asked[before..];
     let each = asked.iter().all(|request| request.values(VAULT_HEADER) == [scene.secret.as_str()]);
     ensure(!asked.is_empty() && each, || "the credential did not arrive".to_owned())?;
     nothing_unknown(scene)
