@@ -8,6 +8,7 @@ mod agents;
 mod clients;
 mod conformance;
 mod containers;
+mod crowds;
 mod detached;
 mod door;
 mod eras;
@@ -90,7 +91,7 @@ fn is_wanted(arguments: &Arguments, name: &str) -> bool {
 }
 
 /// Tests of the process runtime alone, each for its reason.
-const PROCESS_ONLY: [&str; 14] = [
+const PROCESS_ONLY: [&str; 15] = [
     // Clients of this machine's own file system.
     "clients::",
     "hangs::",
@@ -103,6 +104,8 @@ const PROCESS_ONLY: [&str; 14] = [
     // Hundreds of cells, which are the relay's and the bridge's as well.
     "faults::",
     "strict::",
+    // Thousands of exchanges, likewise.
+    "crowds::",
     // The test's own sandbox, not moat's.
     "fixtures::",
     // The host's root file system, read-only, which no container has.
@@ -161,6 +164,7 @@ fn main() -> ExitCode {
         ("streaming", streaming::TESTS),
         ("faults", faults::TESTS),
         ("hangs", hangs::TESTS),
+        ("crowds", crowds::TESTS),
         ("strict", strict::TESTS),
         ("door", door::TESTS),
         ("eras", eras::TESTS),

@@ -1,5 +1,6 @@
 //! What a test says to the program inside the sandbox, and what that answers: JSON lines on its stdin and stdout.
 
+pub mod crowd;
 pub mod http;
 pub mod mcp;
 pub mod search;
@@ -24,6 +25,8 @@ pub struct Order {
 pub enum Task {
     /// Sends a request byte for byte and reports the answer as it arrives.
     Http(http::Call),
+    /// Makes many exchanges that end badly.
+    Crowd(crowd::Crowd),
     /// Abandons a running task; the answer is the time.
     Abandon(u64),
     /// Connects to an MCP server with rmcp, lists its tools and calls some.

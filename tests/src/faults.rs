@@ -140,6 +140,7 @@ impl Fault {
             ["redirect"] => self.redirect(),
             ["headers"] => self.headers(),
             ["ticks"] => self.ticks(),
+            ["burst"] => self.burst(),
             ["resume"] => self.resume(),
             ["big"] => self.big(),
             ["echo", form] => self.echo(form),
@@ -229,6 +230,18 @@ impl Fault {
             for number in 0..count {
                 clock.tick().await;
                 to.send(progress(number)).await;
+            }
+            to.send(response).await;
+        })
+    }
+
+    /// Tiny events, as fast as they are taken.
+    fn burst(&self) -> Answer {
+        let count = self.number("n", 100_000);
+        let response = event(&self.response(&json!({"events": count})));
+        self.stream(move |to| async move {
+            for _ in 0..count {
+                to.send("data: 1\n\n".to_owned()).await;
             }
             to.send(response).await;
         })

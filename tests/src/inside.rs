@@ -16,6 +16,7 @@ use crate::{
     clock::eventually,
     console::{
         Event, Exec, Order, Report, Task,
+        crowd::{Crowd, Each},
         http::{Body, Call},
         mcp::Visit,
     },
@@ -108,6 +109,15 @@ impl Inside {
     /// When the sandbox is gone.
     pub fn call(&self, request: &Request) -> Outcome<Pending<'_>> {
         self.order(Task::Http(request.call(&self.authority())))
+    }
+
+    /// Sends a request often, and ends each exchange badly.
+    ///
+    /// # Errors
+    /// When the sandbox is gone.
+    pub fn crowd(&self, request: &Request, count: usize, at_once: usize, each: Each) -> Outcome<Pending<'_>> {
+        let call = request.call(&self.authority());
+        self.order(Task::Crowd(Crowd { call, count, at_once, each }))
     }
 
     /// Sends a request and waits for the whole answer.

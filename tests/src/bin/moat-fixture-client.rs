@@ -13,7 +13,7 @@ use std::{
 
 use moat_tests::{
     Outcome, Trouble, clock,
-    console::{Event, Exec, Order, Report, Task, http, mcp, search},
+    console::{Event, Exec, Order, Report, Task, crowd, http, mcp, search},
     suite,
 };
 use serde_json::{Value, json};
@@ -92,6 +92,11 @@ async fn perform(order: Order) {
 async fn carry_out(id: u64, task: Task) -> Outcome<Value> {
     match task {
         Task::Http(call) => http::exchange(call, |event| report(id, event)).await.map(|()| Value::Null),
+        Task::Crowd(crowd) => {
+            let stalled =
+                || report(id, Event::Data { at: clock::now(), bytes: 0, text: "stalled".to_owned() });
+            crowd::gather(crowd, stalled).await
+        }
         Task::Abandon(_) => Ok(Value::Null),
         Task::Mcp(visit) => mcp::visit(visit).await,
         Task::Search(what) => Ok(search::search(&what)),

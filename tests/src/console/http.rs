@@ -2,11 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, tcp::OwnedReadHalf},
 };
 
 use super::Event;
@@ -63,7 +60,7 @@ impl Body {
         self.len() == 0
     }
 
-    async fn write(&self, to: &mut OwnedWriteHalf) -> Outcome {
+    pub(super) async fn write(&self, to: &mut (impl AsyncWrite + Unpin)) -> Outcome {
         match self {
             Self::Text(text) => to.write_all(text.as_bytes()).await?,
             Self::Raw(bytes) => to.write_all(bytes).await?,
