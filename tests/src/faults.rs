@@ -239,9 +239,11 @@ impl Fault {
     fn burst(&self) -> Answer {
         let count = self.number("n", 100_000);
         let response = event(&self.response(&json!({"events": count})));
+        let seen = self.seen.clone();
         self.stream(move |to| async move {
             for _ in 0..count {
                 to.send("data: 1\n\n".to_owned()).await;
+                seen.taken();
             }
             to.send(response).await;
         })

@@ -1,8 +1,11 @@
 //! What reached a server, and when its peer went away. Shared between the server and the test.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use http::request::Parts;
@@ -67,12 +70,33 @@ pub enum Event {
 
 /// Where events are kept.
 #[derive(Debug, Clone, Default)]
-pub struct Seen(Arc<Mutex<Vec<Event>>>);
+pub struct Seen(Arc<Mutex<Vec<Event>>>, Arc<AtomicU64>);
 
 impl Seen {
     /// Notes an event.
     pub fn note(&self, event: Event) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+    }
+
+    /// Notes that one more event of a stream was taken.
+    pub fn taken(&self) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until no more events of streams are taken: until every stream is full, or at its end. How many were.
+    ///
+    /// # Errors
+    /// When they go on being taken.
+    pub fn stands_still(&self, within: Duration) -> Outcome<u64> {
+        const STILL: Duration = Duration::from_secs(1);
+        let count = || self.1.load(Ordering::Relaxed);
+        let mut last = (count(), Instant::now());
+        clock::eventually("nothing more is taken", within, || {
+            if count() != last.0 {
+                last = (count(), Instant::now());
+            }
+            (last.1.elapsed() >= STILL).then_some(last.0)
+        })
     }
 
     /// Everything so far.
