@@ -14,7 +14,7 @@ use hyper_util::{
     client::legacy::{Client, Error},
     rt::TokioTimer,
 };
-use moat_shared::{limits, rt::exec::Owned};
+use moat_shared::{id::RunId, limits, rt::exec::Owned};
 use rustls::{ClientConfig, RootCertStore};
 
 pub(crate) use self::{connect::ConnectFailure, lanes::Answer};
@@ -128,9 +128,13 @@ impl Upstreams {
         Self { clients, lanes, tls, patience }
     }
 
-    /// Sends a request whose URI is absolute, and waits for the head of the answer. Dropping the future, or the
+    /// Sends a run's request, whose URI is absolute, and waits for the head of the answer. Dropping the future, or the
     /// answer's body, aborts the request (R17).
-    pub(crate) async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Answer>, NoAnswer> {
+    pub(crate) async fn send(
+        &self,
+        run: &RunId,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Answer>, NoAnswer> {
         *request.version_mut() = Version::HTTP_11;
         let asking = async {
             // Without TLS nobody agrees on HTTP/2.
@@ -138,7 +142,7 @@ impl Upstreams {
             let authority = request.uri().authority().filter(|_| secure).cloned();
             let place = match &authority {
                 Some(authority) => {
-                    Some(self.lanes.enter(authority.as_str()).await.map_err(NoAnswer::Connect)?)
+                    Some(self.lanes.enter(authority.as_str(), run).await.map_err(NoAnswer::Connect)?)
                 }
                 None => None,
             };

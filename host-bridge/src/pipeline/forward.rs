@@ -24,7 +24,7 @@ pub(super) struct Streaming {
 pub(super) async fn forward(ready: Ready, upstreams: &Upstreams) -> Result<Streaming, PipelineError> {
     let (placed, request, asked, credential) = ready.into_parts();
     let method = request.method().clone();
-    let answer = upstreams.send(request).await;
+    let answer = upstreams.send(&placed.run().id, request).await;
     // A body that was refused on its way explains whatever came of it.
     if let Some(fault) = asked.fault() {
         return Err(fault);

@@ -7,6 +7,9 @@
 //!                    └──► the first lane with room ──► none: wait until a stream ends
 //! ```
 //!
+//! No run takes more places than it leaves to others: alone it has half of them, and the next one half of what is left,
+//! so that a run with thousands of open streams makes nobody wait but itself.
+//!
 //! A lane is a pool of its own that holds one connection per origin. What an upstream allows is read from its first
 //! SETTINGS as they pass (RFC 9113, section 6.5.2); the client keeps to later ones by itself. HTTP/1.1 has no use for
 //! lanes: each request in flight has its own connection there.
@@ -21,6 +24,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use moat_shared::id::RunId;
 use tokio::sync::Notify;
 
 use super::connect::ConnectFailure;
@@ -36,6 +40,8 @@ pub(super) struct Lanes(Arc<Mutex<HashMap<String, Origin>>>);
 struct Origin {
     streams: Streams,
     used: [usize; LANES],
+    /// The same by run; those that use none are not in it.
+    used_by: HashMap<RunId, usize>,
     /// Connections that did not come to be, and why the last one did not.
     failures: u64,
     failure: Option<ConnectFailure>,
@@ -55,9 +61,9 @@ pub(super) enum Streams {
 }
 
 impl Lanes {
-    /// A place for a request to this origin; waits while there is none. Who waits for the first connection has its fate:
+    /// A place for a run's request to this origin; waits while there is none. Who waits for the first connection has its fate:
     /// where that one cannot be made, nobody tries in turn, each for as long as connecting may take.
-    pub(super) async fn enter(&self, authority: &str) -> Result<Place, ConnectFailure> {
+    pub(super) async fn enter(&self, authority: &str, run: &RunId) -> Result<Place, ConnectFailure> {
         let mut waited_since: Option<u64> = None;
         loop {
             let room = {
@@ -69,9 +75,11 @@ impl Lanes {
                 {
                     return Err(failure.clone());
                 }
-                if let Some(lane) = origin.lane() {
+                if let Some(lane) = origin.lane(run) {
                     origin.used[lane] += 1;
-                    return Ok(Place { lane, authority: authority.to_owned(), lanes: self.clone() });
+                    *origin.used_by.entry(run.clone()).or_default() += 1;
+                    let (authority, run) = (authority.to_owned(), run.clone());
+                    return Ok(Place { lane, authority, run, lanes: self.clone() });
                 }
                 // Made under the lock: whoever makes room later is heard.
                 Arc::clone(&origin.room).notified_owned()
@@ -103,13 +111,28 @@ impl Lanes {
 }
 
 impl Origin {
-    fn lane(&self) -> Option<usize> {
+    fn lane(&self, run: &RunId) -> Option<usize> {
         match self.streams {
             // One finds out for all.
             Streams::Unknown => (self.used[0] == 0).then_some(0),
             Streams::None => Some(0),
-            Streams::AtMost(most) => self.used.iter().position(|used| *used < most),
+            Streams::AtMost(most) => {
+                let free = most.saturating_mul(LANES).saturating_sub(self.used.iter().sum());
+                let own = self.used_by.get(run).copied().unwrap_or_default();
+                self.used.iter().position(|used| *used < most).filter(|_| own < free)
+            }
         }
+    }
+
+    fn leave(&mut self, lane: usize, run: &RunId) {
+        self.used[lane] = self.used[lane].saturating_sub(1);
+        if let Some(own) = self.used_by.get_mut(run) {
+            *own -= 1;
+            if *own == 0 {
+                self.used_by.remove(run);
+            }
+        }
+        self.room.notify_waiters();
     }
 }
 
@@ -118,14 +141,14 @@ impl Origin {
 pub(super) struct Place {
     pub(super) lane: usize,
     authority: String,
+    run: RunId,
     lanes: Lanes,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(origin) = self.lanes.origins().get_mut(&self.authority) {
-            origin.used[self.lane] = origin.used[self.lane].saturating_sub(1);
-            origin.room.notify_waiters();
+            origin.leave(self.lane, &self.run);
         }
     }
 }
@@ -222,11 +245,19 @@ mod tests {
         streams(bytes)
     }
 
+    fn run(number: u8) -> RunId {
+        RunId::from_random([number; 6])
+    }
+
     #[tokio::test(start_paused = true)]
     async fn places() {
         let lanes = Lanes::default();
-        let scout = lanes.enter("a").await.unwrap();
-        let waits = |authority| tokio::time::timeout(Duration::from_secs(1), lanes.enter(authority));
+        let mut runs = (0..).map(run);
+        let mut waits = |authority: &'static str| {
+            let (lanes, run) = (lanes.clone(), runs.next().unwrap());
+            async move { tokio::time::timeout(Duration::from_secs(1), lanes.enter(authority, &run)).await }
+        };
+        let scout = waits("a").await.unwrap().unwrap();
         assert!(waits("a").await.is_err(), "until it is known");
         assert!(waits("b").await.is_ok(), "another origin");
         drop(scout);
@@ -239,23 +270,45 @@ mod tests {
         }
         assert!(waits("a").await.is_err(), "all are used up");
         let left = places.swap_remove(7);
-        let (place, ()) = tokio::join!(lanes.enter("a"), async { drop(left) });
-        assert_eq!(place.unwrap().lane, 3, "the one that has room");
+        let (place, ()) = tokio::join!(waits("a"), async { drop(left) });
+        assert_eq!(place.unwrap().unwrap().lane, 3, "the one that has room");
         lanes.learn("a", Streams::None);
         assert_eq!(waits("a").await.unwrap().unwrap().lane, 0);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_run_leaves_places_to_others() {
+        let lanes = Lanes::default();
+        drop(lanes.enter("a", &run(0)).await.unwrap());
+        lanes.learn("a", Streams::AtMost(4));
+        let mut places = Vec::new();
+        let mut taken = async |number| {
+            let before = places.len();
+            let soon = Duration::from_secs(1);
+            while let Ok(place) = tokio::time::timeout(soon, lanes.enter("a", &run(number))).await {
+                places.push(place.unwrap());
+            }
+            places.len() - before
+        };
+        assert_eq!([taken(1).await, taken(2).await, taken(3).await], [32, 16, 8], "of 64");
+        drop(places);
+        assert!(lanes.origins()["a"].used_by.is_empty(), "who uses none is not kept");
+        assert_eq!(lanes.origins()["a"].used, [0; LANES]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_waits_for_a_connection_that_fails_fails_with_it() {
         let lanes = Lanes::default();
-        let scout = lanes.enter("a").await.unwrap();
+        let run = run(0);
+        let enter = || lanes.enter("a", &run);
+        let scout = enter().await.unwrap();
         let fate = async {
             tokio::task::yield_now().await;
             lanes.failed("a", &ConnectFailure::Timeout);
             drop(scout);
         };
-        let (one, other, ()) = tokio::join!(lanes.enter("a"), lanes.enter("a"), fate);
+        let (one, other, ()) = tokio::join!(enter(), enter(), fate);
         assert_eq!((one.err(), other.err()), (Some(ConnectFailure::Timeout), Some(ConnectFailure::Timeout)));
-        assert!(lanes.enter("a").await.is_ok(), "who comes later tries again");
+        assert!(enter().await.is_ok(), "who comes later tries again");
     }
 }

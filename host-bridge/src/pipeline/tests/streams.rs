@@ -294,7 +294,7 @@ async fn nothing_is_sent_twice() {
 #[tokio::test]
 async fn r23_streams_that_are_used_up_get_another_connection() {
     const AT_ONCE: u32 = 3;
-    const OPEN: usize = 40;
+    const OPEN: usize = 20;
     let (roots, config) = tls("127.0.0.1", &[b"h2"]);
     let (feed, open) = (std::sync::Mutex::new(Vec::new()), "data: 1\n\n");
     let upstream = Upstream::narrow(config, AT_ONCE, move |got| {
@@ -319,13 +319,16 @@ async fn r23_streams_that_are_used_up_get_another_connection() {
     let response = within(rig.pipeline.handle(&run, post(CALL))).await;
     assert_eq!(text(response).await.unwrap(), "{}");
     // Not without end: what is too many waits for one that ends.
-    let rest = 16 * AT_ONCE as usize - OPEN;
+    let rest = 16 * AT_ONCE as usize / 2 - OPEN;
     for _ in 0..rest {
         streams.push(within(rig.pipeline.handle(&run, get())).await);
     }
     let mut one_more = std::pin::pin!(rig.pipeline.handle(&run, post(CALL)));
     let soon = tokio::time::timeout(Duration::from_millis(50), &mut one_more).await;
     assert!(soon.is_err(), "it found a place where there is none");
+    // Half of them is for other runs.
+    let other = run_named("run_00000000000b", &[("x", &upstream.url(), None)]);
+    assert_eq!(within(rig.pipeline.handle(&other, post(CALL))).await.status(), 200);
     streams.pop();
     assert_eq!(within(one_more).await.status(), 200);
 }
