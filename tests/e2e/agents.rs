@@ -6,6 +6,8 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use moat_tests::{
     Outcome, Trouble,
+    clock::millis,
+    matrix::server::Broken,
     parts::{self, Part},
     rig::{Ran, Rig},
     trouble::ensure,
@@ -13,7 +15,7 @@ use moat_tests::{
 };
 use serde_json::Value;
 
-use crate::{Test, stage::VAULT_HEADER};
+use crate::{Test, hangs, stage::VAULT_HEADER};
 
 const AGENTS: &[Part] = &[Part::Sandbox, Part::Agents];
 
@@ -25,6 +27,16 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("codex_with_a_policy", AGENTS, || with_a_policy("codex")),
     Test::new("gemini_with_a_policy", AGENTS, || with_a_policy("gemini")),
     Test::new("claude_and_gemini_list_them_connected", AGENTS, claude_and_gemini_list_them_connected),
+];
+
+/// Each ends a fault within this, in milliseconds, its own work and the model's turn included.
+const AT_ONCE: f64 = 2000.0;
+/// What an agent meets in turn.
+const MORE_FAULTS: &[(&str, &str)] = &[
+    ("half-head", "call"),
+    ("not-http", "call"),
+    ("redirect-away", "call"),
+    ("gzip-broken", "call"),
 ];
 
 /// Where the fake model listens, in the sandbox.
@@ -214,6 +226,38 @@ fn with_a_policy(name: &str) -> Outcome {
 }
 
 /// What the model noted.
+/// A server that fails in one way after the other: each of them ends in words, and the agent goes on at once.
+pub(crate) fn ends_each_fault(name: &str) -> Outcome {
+    let broken = Broken::plain()?;
+    let faults = || hangs::FAULTS.iter().chain(MORE_FAULTS).enumerate();
+    let servers: String = faults()
+        .map(|(number, (fault, _))| format!("  - name: f{number}\n    url: {}/{fault}\n", broken.url()))
+        .collect();
+    let scene = Scene::with("", &servers)?;
+    let calls: Vec<String> = faults().map(|(number, (_, tool))| format!("f{number}.{tool}")).collect();
+    let prompt = format!("please CALL {} and tell what they said", calls.join(","));
+    let ran = agent(&scene, &[name, "-p", &prompt], &[], &own_arguments(name))?;
+    let told = |text: &str| format!("{text}\n{}\n{}", ran.out, ran.err);
+    ensure(ran.code == 0, || told("exit code"))?;
+    let said = ran.out.split("The tools said: ").nth(1).unwrap_or_default();
+    let said: Vec<&str> = said.split(" | ").collect();
+    ensure(said.len() == calls.len(), || told(&format!("{} of {} ended", said.len(), calls.len())))?;
+    for ((_, fault), said) in faults().zip(&said) {
+        ensure(said.contains("MOAT: "), || told(&format!("{fault:?} ended in {said:?}")))?;
+    }
+    // From one question to the model to the next: the agent's part of it is a call.
+    let asked: Vec<u64> = notes(&scene)?
+        .iter()
+        .filter(|note| note["tools"].as_array().is_some_and(|tools| !tools.is_empty()))
+        .filter_map(|note| note["at"].as_u64())
+        .collect();
+    let gaps: Vec<f64> = asked.windows(2).map(|pair| millis(pair[1] - pair[0])).collect();
+    ensure(gaps.len() >= calls.len() && gaps.iter().all(|gap| *gap < AT_ONCE), || {
+        told(&format!("milliseconds from turn to turn: {gaps:?}"))
+    })?;
+    nothing_unknown(&scene)
+}
+
 fn notes(scene: &Scene) -> Outcome<Vec<Value>> {
     let notes = fs::read_to_string(scene.rig.workspace().join("model.jsonl"))?;
     Ok(notes.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())

@@ -14,7 +14,7 @@ use moat_tests::{
 use serde_json::{Value, json};
 
 use crate::{
-    Test,
+    Test, agents,
     matrix::{Server, configure},
 };
 
@@ -22,10 +22,13 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("typescript_sdk", &[Part::Sandbox, Part::TypeScript], typescript_sdk),
     Test::new("python_sdk", &[Part::Sandbox, Part::Python], python_sdk),
     Test::new("rmcp", &[Part::Sandbox], rmcp),
+    Test::new("claude", &[Part::Sandbox, Part::Agents], || agents::ends_each_fault("claude")),
+    Test::new("codex", &[Part::Sandbox, Part::Agents], || agents::ends_each_fault("codex")),
+    Test::new("gemini", &[Part::Sandbox, Part::Agents], || agents::ends_each_fault("gemini")),
 ];
 
 /// A server's fault, and the tool: its name says whether JSON or a stream answers.
-const FAULTS: &[(&str, &str)] = &[
+pub(crate) const FAULTS: &[(&str, &str)] = &[
     ("reset", "call"),
     ("cut", "call"),
     ("cut", "stream"),

@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::{
-    Outcome,
+    Outcome, clock,
     listen::{Answer, Listening},
 };
 
@@ -69,7 +69,7 @@ async fn answer(notes: Arc<Mutex<File>>, request: Request<Incoming>) -> Answer {
     let known = answer.is_some();
     let mut offered = Vec::new();
     names(&asked["tools"], "", &mut offered);
-    let note = json!({"method": head.method.as_str(), "path": path, "known": known, "tools": offered});
+    let note = json!({"at": clock::now(), "method": head.method.as_str(), "path": path, "known": known, "tools": offered});
     let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
     // Without its notes the test fails anyway.
     let _unwritten = writeln!(notes, "{note}");
