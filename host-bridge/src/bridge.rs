@@ -17,6 +17,7 @@ mod door;
 mod left_behind;
 pub(crate) mod lock;
 pub(crate) mod log;
+mod renewed;
 
 use std::{
     borrow::Cow,
@@ -35,7 +36,7 @@ use moat_shared::{
 };
 use tokio::{
     net::UnixListener,
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -48,7 +49,7 @@ use crate::{
     identity::{Authority, IdentityError},
     oauth::{
         http::Http,
-        renewals::{Renewer, renewals},
+        renewals::{News, Renewer, renewals},
     },
     pipeline::{Parts, Pipeline},
     policy::follow::{self, Watcher},
@@ -77,6 +78,7 @@ pub(crate) struct Bridge {
     tunnels: Tunnels,
     owner: Owner,
     renewer: Renewer,
+    renewed: mpsc::UnboundedReceiver<News>,
     watcher: Watcher,
     writer: Writer,
     left_behind: LeftBehind,
@@ -165,7 +167,7 @@ impl Bridge {
         };
         let roots = upstream::platform_roots();
         let http = Http::new(roots.clone()).map_err(BindError::Pipeline)?;
-        let (renewals, renewer) = renewals(http);
+        let (renewals, renewer, renewed) = renewals(http);
         let pipeline = Pipeline::new(Parts {
             home: home.clone(),
             env,
@@ -201,6 +203,7 @@ impl Bridge {
             tunnels,
             owner,
             renewer,
+            renewed,
             watcher,
             writer,
             left_behind,
@@ -225,6 +228,7 @@ impl Bridge {
         // A renewal that is under way is finished: its answer is worth more than the time.
         let mut flights = JoinSet::new();
         flights.spawn(self.renewer.run());
+        flights.spawn(renewed::tell(self.renewed, self.state.registry.clone(), self.state.recorder.clone()));
         let mut sweeper = JoinSet::new();
         sweeper.spawn(self.left_behind.run());
         let mut watcher = JoinSet::new();

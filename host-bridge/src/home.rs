@@ -168,7 +168,7 @@ pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
 }
 
 /// A named set of credentials: `[A-Za-z0-9][A-Za-z0-9_-]*`.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Profile(String);
 

@@ -126,18 +126,30 @@ pub(crate) enum AuditEvent {
     /// A person removed it.
     #[serde(rename = "credential.revoked")]
     CredentialRevoked { grant: GrantName, remote: Remote },
-    /// An OAuth token was renewed while a request of the run waited for it.
+    /// An OAuth token that the run uses was renewed.
     #[serde(rename = "credential.refreshed")]
     CredentialRefreshed {
         grant: GrantName,
         issuer: String,
+        /// The token endpoint's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
         generation: u64,
+        /// There is another refresh token as well.
+        #[serde(default)]
+        rotated: bool,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expires_at: Option<Timestamp>,
     },
     /// An OAuth token could not be renewed, in one word.
     #[serde(rename = "credential.refresh_failed")]
-    CredentialRefreshFailed { grant: GrantName, server: ServerName, class: String },
+    CredentialRefreshFailed {
+        grant: GrantName,
+        class: String,
+        /// Seconds until it may be tried again; none where only a new grant helps.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next_s: Option<u64>,
+    },
     /// A server asks for scopes that the grant does not have.
     #[serde(rename = "credential.scope_required")]
     CredentialScopeRequired { grant: GrantName, server: ServerName, scopes: String },

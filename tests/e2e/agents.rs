@@ -32,12 +32,8 @@ pub(crate) const TESTS: &[Test] = &[
 /// Each ends a fault within this, in milliseconds, its own work and the model's turn included.
 const AT_ONCE: f64 = 2000.0;
 /// What an agent meets in turn.
-const MORE_FAULTS: &[(&str, &str)] = &[
-    ("half-head", "call"),
-    ("not-http", "call"),
-    ("redirect-away", "call"),
-    ("gzip-broken", "call"),
-];
+const MORE_FAULTS: &[(&str, &str)] =
+    &[("half-head", "call"), ("not-http", "call"), ("redirect-away", "call"), ("gzip-broken", "call")];
 
 /// Where the fake model listens, in the sandbox.
 const MODEL: &str = "http://127.0.0.1:9000";

@@ -157,6 +157,8 @@ pub(crate) struct Renewal<'a> {
     /// The token endpoint called the request invalid a while ago: once more is for good.
     odd_before: bool,
     tokens: Option<(Tokens, Timestamp)>,
+    /// The server gave another refresh token.
+    pub(crate) rotated: bool,
     /// The last request and its status, for the trace.
     pub(crate) last: Option<Exchanged>,
     /// How long the server wants to be left alone.
@@ -174,7 +176,8 @@ pub(crate) struct Exchanged {
 
 impl<'a> Renewal<'a> {
     pub(crate) fn new(store: &'a Store, grant: &'a GrantName, http: &'a Http, odd_before: bool) -> Self {
-        Self { disk: Disk::new(store, grant), http, odd_before, tokens: None, last: None, retry_after: None }
+        let disk = Disk::new(store, grant);
+        Self { disk, http, odd_before, tokens: None, rotated: false, last: None, retry_after: None }
     }
 
     async fn post(&mut self, scope: bool) -> Answer {
@@ -218,7 +221,11 @@ impl<'a> Renewal<'a> {
     fn prepare(&mut self, change: Change) -> Got {
         let Some(record) = &self.disk.record else { return Got::Failed };
         let next = match (change, &self.tokens) {
-            (Change::Renewed, Some((tokens, sent))) => record.renewed(tokens, *sent),
+            (Change::Renewed, Some((tokens, sent))) => {
+                let next = record.renewed(tokens, *sent);
+                self.rotated = next.refresh_token() != record.refresh_token();
+                next
+            }
             (Change::Rejected(class), _) => record.rejected_for(class, Timestamp::now()),
             _ => return Got::Failed,
         };

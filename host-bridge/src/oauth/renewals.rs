@@ -34,6 +34,7 @@ use super::{
 use crate::{
     control::api::{GrantState, GrantStatus},
     credentials::Store,
+    home::Profile,
 };
 
 /// How long a request waits for a new token.
@@ -49,13 +50,13 @@ const ODD_AGAIN: Duration = Duration::from_secs(60);
 /// A profile's grant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Which {
-    pub(crate) profile: Option<String>,
+    pub(crate) profile: Option<Profile>,
     pub(crate) grant: GrantName,
 }
 
 impl Which {
     pub(crate) fn of(store: &Store, grant: &GrantName) -> Self {
-        Self { profile: store.profile().map(|profile| profile.as_str().to_owned()), grant: grant.clone() }
+        Self { profile: store.profile().cloned(), grant: grant.clone() }
     }
 }
 
@@ -74,6 +75,19 @@ pub(crate) struct Landed {
     pub(crate) outcome: Outcome,
     /// The request that it made, if it made one.
     pub(crate) exchanged: Option<Exchanged>,
+    pub(crate) next: Duration,
+}
+
+/// What became of a flight, for everybody.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) which: Which,
+    pub(crate) outcome: Outcome,
+    /// The record as it is now, if it can be read.
+    pub(crate) record: Option<Record>,
+    /// There is another refresh token.
+    pub(crate) rotated: bool,
+    /// Until it may be tried again.
     pub(crate) next: Duration,
 }
 
@@ -105,7 +119,7 @@ impl Standing {
             rejected.map(|(at, class)| (class, at)).or_else(|| failing.map(|(class, at, _)| (class, at)));
         GrantStatus {
             grant: which.grant,
-            profile: which.profile,
+            profile: which.profile.map(Into::into),
             state,
             failure: trouble.map(|(class, _)| class.words().to_owned()),
             since: trouble.map(|(_, at)| at),
@@ -130,6 +144,7 @@ pub(crate) struct Renewals {
 pub(crate) struct Renewer {
     shared: Arc<Shared>,
     jobs: mpsc::UnboundedReceiver<Job>,
+    news: mpsc::UnboundedSender<News>,
 }
 
 #[derive(Debug)]
@@ -160,11 +175,12 @@ struct Job {
     landed: watch::Sender<Option<Landed>>,
 }
 
-/// The handle and the task.
-pub(crate) fn renewals(http: Http) -> (Renewals, Renewer) {
+/// The handle, the task, and what becomes of the flights.
+pub(crate) fn renewals(http: Http) -> (Renewals, Renewer, mpsc::UnboundedReceiver<News>) {
     let shared = Arc::new(Shared { http, grants: Mutex::default() });
     let (sender, jobs) = mpsc::unbounded_channel();
-    (Renewals { shared: shared.clone(), jobs: sender }, Renewer { shared, jobs })
+    let (news, heard) = mpsc::unbounded_channel();
+    (Renewals { shared: shared.clone(), jobs: sender }, Renewer { shared, jobs, news }, heard)
 }
 
 impl Renewals {
@@ -308,20 +324,23 @@ impl Shared {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn fly(self: Arc<Self>, job: Job) {
+    async fn fly(self: Arc<Self>, job: Job, news: mpsc::UnboundedSender<News>) {
         let Job { which, store, refresh, landed } = job;
         let odd_before = self.grants().get(&which).and_then(|known| known.odd_since);
         let odd_before = odd_before.is_some_and(|since| since.elapsed() >= ODD_AGAIN);
         let mut port = Renewal::new(&store, &which.grant, &self.http, odd_before);
         let outcome = drive(refresh, &mut port).await;
-        let (exchanged, asked) = (port.last.take(), port.retry_after);
+        let (exchanged, asked, rotated) = (port.last.take(), port.retry_after, port.rotated);
         drop(port);
-        tracing::info!(grant = %which.grant, profile = which.profile, ?outcome, "a token was to be renewed");
+        tracing::info!(grant = %which.grant, profile = which.profile.as_ref().map(Profile::as_str), ?outcome, "a token was to be renewed");
         let mut grants = self.grants();
-        let known = grants.entry(which).or_default();
+        let known = grants.entry(which.clone()).or_default();
         known.flight = None;
         let next = known.note(outcome, asked);
         drop(grants);
+        let record = store.read(&which.grant).ok().map(Record::of);
+        // Nobody listens any more where the bridge is about to be gone.
+        let _heard = news.send(News { which, outcome, record, rotated, next });
         landed.send_replace(Some(Landed { outcome, exchanged, next }));
     }
 }
@@ -362,7 +381,7 @@ impl Renewer {
         loop {
             tokio::select! {
                 job = self.jobs.recv() => match job {
-                    Some(job) => _ = flights.spawn(self.shared.clone().fly(job)),
+                    Some(job) => _ = flights.spawn(self.shared.clone().fly(job, self.news.clone())),
                     None => break,
                 },
                 Some(_) = flights.join_next() => {}

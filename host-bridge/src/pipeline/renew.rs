@@ -14,12 +14,11 @@ use moat_shared::grant::{GrantKind, GrantName};
 
 use super::{error::PipelineError, forward::Streaming, inject::Credentials, place::Placed, record::Trace};
 use crate::{
-    credentials::Store,
     oauth::{
         challenge::Challenge,
         grant::union,
         record::{Record, key},
-        refresh::{Outcome, Print},
+        refresh::Print,
         renewals::{Landed, Renewals, Trouble},
     },
     record::{AuditEvent, Recorder},
@@ -47,7 +46,7 @@ impl Renewing<'_> {
         let store = self.credentials.store(placed.run().profile.as_ref());
         match self.renewals.before(&store, grant).await {
             Ok(landed) => {
-                self.tell(placed, grant, &store, landed.as_ref(), trace);
+                Self::tell(landed.as_ref(), trace);
                 Ok(())
             }
             Err(trouble) => Err(self.troubled(placed, grant, trouble)),
@@ -67,7 +66,7 @@ impl Renewing<'_> {
         let sent = Print::of(credential.token.token().expose());
         match self.renewals.after_401(&store, grant, sent).await {
             Ok(landed) => {
-                self.tell(placed, grant, &store, landed.as_ref(), trace);
+                Self::tell(landed.as_ref(), trace);
                 let now = store.read(grant).map(|credential| Record::of(credential).access());
                 Ok(now.is_ok_and(|now| now != sent))
             }
@@ -119,49 +118,28 @@ impl Renewing<'_> {
         })
     }
 
-    /// A renewal that this request waited for, in its run's trace and audit.
-    fn tell(
-        &self,
-        placed: &Placed,
-        grant: &GrantName,
-        store: &Store,
-        landed: Option<&Landed>,
-        trace: &Trace,
-    ) {
-        let Some(landed) = landed else { return };
-        if let Some(exchanged) = &landed.exchanged {
+    /// A renewal that this request waited for, in its run's trace.
+    fn tell(landed: Option<&Landed>, trace: &Trace) {
+        if let Some(exchanged) = landed.and_then(|landed| landed.exchanged.as_ref()) {
             trace.renewal(exchanged);
-        }
-        if landed.outcome != Outcome::Renewed {
-            return;
-        }
-        if let Ok(record) = store.read(grant).map(Record::of) {
-            let event = AuditEvent::CredentialRefreshed {
-                grant: grant.clone(),
-                issuer: record.issuer(),
-                generation: record.generation(),
-                expires_at: record.credential().expires_at,
-            };
-            self.recorder.audit(&placed.run().id, event);
         }
     }
 
     fn troubled(&self, placed: &Placed, grant: &GrantName, trouble: Trouble) -> PipelineError {
-        let (class, next) = match trouble {
-            Trouble::NeedsGrant => ("needs_grant", None),
-            Trouble::Unavailable { class, next } => (class.words(), Some(next)),
-        };
-        let event = AuditEvent::CredentialRefreshFailed {
-            grant: grant.clone(),
-            server: placed.server().name.clone(),
-            class: class.to_owned(),
-        };
-        self.recorder.audit(&placed.run().id, event);
-        match next {
-            None => PipelineError::NeedsGrant { grant: grant.clone() },
-            Some(next) => {
+        match trouble {
+            Trouble::NeedsGrant => {
+                let event = AuditEvent::CredentialRefused {
+                    grant: grant.clone(),
+                    host: placed.server().upstream.host().to_owned(),
+                    server: placed.server().name.clone(),
+                    reason: "needs a new authorization".to_owned(),
+                };
+                self.recorder.audit(&placed.run().id, event);
+                PipelineError::NeedsGrant { grant: grant.clone() }
+            }
+            Trouble::Unavailable { class, next } => {
                 let seconds = next.max(Duration::from_secs(1)).as_secs();
-                PipelineError::RefreshUnavailable { grant: grant.clone(), class, seconds }
+                PipelineError::RefreshUnavailable { grant: grant.clone(), class: class.words(), seconds }
             }
         }
     }

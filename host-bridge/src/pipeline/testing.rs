@@ -113,7 +113,7 @@ impl Rig {
         let (sender, notices) = mpsc::channel(16);
         let http = crate::oauth::http::Http::new(Arc::new(roots.clone())).unwrap();
         // Nothing here flies: what needs a renewal says that there is none.
-        let (renewals, _) = crate::oauth::renewals::renewals(http);
+        let (renewals, ..) = crate::oauth::renewals::renewals(http);
         let pipeline = Pipeline::new(Parts {
             home,
             env,

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::fs::{PermissionsExt, symlink},
+    path::PathBuf,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -40,6 +41,19 @@ pub(super) fn a3_one_refresh_for_each_expiry() -> Outcome {
     ensure((3..=11).contains(&refreshes), || format!("{refreshes} refreshes for {calls} calls"))?;
     let status = stage.rig.run(&["status"])?.out;
     ensure(status.contains("oauth:mine  ok  expire"), || status.clone())?;
+    // In the log of each run that uses it, whoever's request it was made for.
+    eventually("every renewal is in both audit logs", PATIENCE, || {
+        let whole = |line: &Value| {
+            line["rotated"] == true && line["host"] == "localhost" && line["generation"].as_u64() >= Some(2)
+        };
+        let told = |run: &PathBuf| {
+            let text = fs::read_to_string(run.join("audit.jsonl")).unwrap_or_default();
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.filter(|line| line["type"] == "credential.refreshed" && whole(line)).count()
+        };
+        let runs = stage.rig.runs();
+        (runs.len() == 2 && runs.iter().all(|run| told(run) >= refreshes)).then_some(())
+    })?;
     one.end()?;
     two.end()?;
     Ok(())

@@ -19,7 +19,7 @@ use crate::{
     oauth::{
         record::{Record, key},
         refresh::{Class, Outcome, Print},
-        renewals::{Renewals, Renewer, Trouble, renewals},
+        renewals::{Renewals, Trouble, renewals},
         testing::{Asked, Place, Said, Site, name, tokens},
     },
 };
@@ -56,7 +56,7 @@ fn record(site: &Site, seconds: Option<i64>) -> Record {
 }
 
 fn spawn(tasks: &mut JoinSet<()>, place: &Place) -> Renewals {
-    let (renewals, renewer): (Renewals, Renewer) = renewals(place.http.clone());
+    let (renewals, renewer, _) = renewals(place.http.clone());
     tasks.spawn(renewer.run());
     renewals
 }
