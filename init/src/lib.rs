@@ -17,6 +17,7 @@ mod image_user;
 mod pid1;
 pub mod relay;
 mod say;
+mod socket;
 mod spawn;
 pub mod startup;
 mod supervise;

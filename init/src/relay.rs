@@ -3,9 +3,10 @@
 //! ```text
 //! bind 127.0.0.1 ──► start: exec of this same binary as the relay's user
 //!                      0: what it is told   1: /dev/null   2: pipe to PID 1   3: listener   4: readiness
+//!                      5: the socket that the bridge dials, if it dials one
 //! ```
 //!
-//! PID 1 keeps the listener: while a relay that died is replaced, connections wait in its queue, and nobody else can
+//! PID 1 keeps the listener (and that socket): while a relay that died is replaced, connections wait in its queue, and nobody else can
 //! take the port. Where relay and agent share a uid, the new one comes from an image that cannot be read. What the
 //! relay writes to stderr goes to PID 1's own until the agent runs, then to [`LOG`].
 
@@ -17,7 +18,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{DirBuilderExt, OpenOptionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use moat_shared::{
@@ -32,7 +33,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    closed_image, say,
+    closed_image, say, socket,
     spawn::{self, Program, Session, StartError},
     supervise::Event,
 };
@@ -43,6 +44,8 @@ pub const ARGUMENT: &str = "relay";
 pub const LISTENER_FD: i32 = 3;
 /// Where the relay writes one line: [`READY`] after its first hello, or [`FAILED`] and a text.
 pub const READY_FD: i32 = 4;
+/// The unix socket that the bridge dials, where it does.
+pub const SOCKET_FD: i32 = 5;
 /// The tunnel stands.
 pub const READY: &str = "ready\n";
 /// The tunnel will not stand; what follows up to the end of the line says why.
@@ -74,6 +77,8 @@ pub struct RelayStart {
 pub(crate) enum RelayError {
     #[error("the relay cannot listen on 127.0.0.1:{port}")]
     Listen { port: u16, source: io::Error },
+    #[error("nobody can listen at {path}, where the bridge would dial")]
+    Socket { path: PathBuf, source: io::Error },
     #[error("the relay cannot be told what to do")]
     Tell(#[source] io::Error),
     #[error("the relay cannot be closed to an agent of the same uid")]
@@ -86,6 +91,7 @@ pub(crate) enum RelayError {
 #[derive(Debug)]
 pub(crate) struct Relay {
     listener: OwnedFd,
+    socket: Option<OwnedFd>,
     /// [`RelayStart`], key included.
     told: Secret<Vec<u8>>,
     user: Ids,
@@ -104,11 +110,16 @@ impl Relay {
         let port = plan.relay_port;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
             .map_err(|source| RelayError::Listen { port, source })?;
+        let socket = plan.tunnel.dialled_socket().map(|path| {
+            let refused = |source| RelayError::Socket { path: path.to_owned(), source };
+            socket::listen(path).map(OwnedFd::from).map_err(refused)
+        });
         let start =
             RelayStart { run: plan.run.clone(), tunnel: plan.tunnel.clone(), relay_port: port, identity };
         let told = serde_json::to_vec(&start).map_err(|error| RelayError::Tell(error.into()))?;
         Ok(Self {
             listener: listener.into(),
+            socket: socket.transpose()?,
             told: Secret::new(told),
             user: plan.relay_user,
             shares_uid: plan.relay_user.uid == plan.user.ids.uid,
@@ -139,6 +150,16 @@ impl Relay {
             fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(tell)?;
         }
         let listener = self.listener.try_clone().map_err(RelayError::Tell)?;
+        let mut descriptors = vec![
+            (stdin, 0),
+            (null.into(), 1),
+            (stderr_end, 2),
+            (listener, LISTENER_FD),
+            (ready_end, READY_FD),
+        ];
+        if let Some(socket) = &self.socket {
+            descriptors.push((socket.try_clone().map_err(RelayError::Tell)?, SOCKET_FD));
+        }
         let (_image, image) = if among_others && self.shares_uid {
             closed_image::make().map(|(fd, path)| (Some(fd), Some(path))).map_err(RelayError::Image)?
         } else {
@@ -151,13 +172,7 @@ impl Relay {
             user: self.user,
             directory: Path::new("/"),
             session: Session::Own,
-            descriptors: vec![
-                (stdin, 0),
-                (null.into(), 1),
-                (stderr_end, 2),
-                (listener, LISTENER_FD),
-                (ready_end, READY_FD),
-            ],
+            descriptors,
         })?;
         (self.pid, self.ready, self.stderr) = (Some(pid), Some(ready), Some(stderr));
         self.line.clear();

@@ -4,7 +4,10 @@
 //! run's [`Identity`] in a [`Startup`], on an inherited descriptor, in a file that is removed after reading, or on stdin
 //! in front of everything that is the agent's ([`framed`]).
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +139,17 @@ pub struct Tunnel {
     pub endpoint: Endpoint,
     /// Who opens the byte stream.
     pub dialler: Dialler,
+}
+
+impl Tunnel {
+    /// The unix socket that the bridge dials: PID 1 listens there, and hands the listener to the relay.
+    #[must_use]
+    pub fn dialled_socket(&self) -> Option<&Path> {
+        match (self.dialler, &self.endpoint) {
+            (Dialler::Bridge, Endpoint::Unix(path)) => Some(path),
+            _ => None,
+        }
+    }
 }
 
 /// One server behind the relay, as the agent is told of it.

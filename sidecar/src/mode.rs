@@ -4,11 +4,14 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     net::TcpListener,
-    os::fd::{AsFd, RawFd},
+    os::{
+        fd::{AsFd, RawFd},
+        unix::net::UnixListener,
+    },
     path::PathBuf,
 };
 
-use moat_init::relay::{FAILED, LISTENER_FD, READY, READY_FD, RelayStart};
+use moat_init::relay::{FAILED, LISTENER_FD, READY, READY_FD, RelayStart, SOCKET_FD};
 use moat_shared::{
     exit, limits,
     rt::{drain, drain::Drained},
@@ -90,6 +93,8 @@ struct Prepared {
     start: RelayStart,
     listener: TcpListener,
     ready: File,
+    /// Where the bridge dials, if it dials a socket.
+    socket: Option<UnixListener>,
 }
 
 fn prepare() -> Result<Prepared, StartError> {
@@ -101,7 +106,10 @@ fn prepare() -> Result<Prepared, StartError> {
     let listener = TcpListener::from(sys::inherited(LISTENER_FD).map_err(io("the listening socket"))?);
     listener.set_nonblocking(true).map_err(io("the listening socket"))?;
     let ready = File::from(sys::inherited(READY_FD).map_err(io("the readiness pipe"))?);
-    Ok(Prepared { start: read_start()?, listener, ready })
+    let start = read_start()?;
+    let socket = start.tunnel.dialled_socket().map(|_| sys::inherited(SOCKET_FD)).transpose();
+    let socket = socket.map_err(io("the tunnel's socket"))?.map(UnixListener::from);
+    Ok(Prepared { start, listener, ready, socket })
 }
 
 /// Reads what PID 1 says. The run's key is in it: the bytes are wiped, and no error quotes them.
@@ -118,10 +126,10 @@ fn read_start() -> Result<RelayStart, StartError> {
 }
 
 async fn serve(prepared: Prepared) -> Result<(), StartError> {
-    let Prepared { start, listener, ready } = prepared;
+    let Prepared { start, listener, ready, socket } = prepared;
     let io = |what| move |source| StartError::Io { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(io("SIGTERM"))?;
-    let (uplink, tunnel) = Uplink::new(&start.tunnel, &start.identity)?;
+    let (uplink, tunnel) = Uplink::new(&start.tunnel, &start.identity, socket)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(io("the listening socket"))?;
     let relay = Relay::new(listener, start.relay_port, start.run, tunnel.clone(), Timing::default());
 

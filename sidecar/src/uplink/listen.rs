@@ -1,4 +1,4 @@
-//! Where the bridge dials: a port that anybody in reach may connect to, and of which only the bridge gets anything.
+//! Where the bridge dials: a port or a socket that others may connect to as well, and of which only the bridge gets anything.
 //!
 //! ```text
 //! accept ──► TLS, we are its client ──► proves to be the bridge ──► the tunnel; all others are dropped
@@ -9,28 +9,37 @@
 //! Who connects first has no claim: handshakes run side by side, so that somebody who says nothing keeps nobody waiting.
 //! While a tunnel stands whoever comes is turned away at once.
 
-use std::{collections::VecDeque, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, io, net::SocketAddr, os::unix::net, sync::Arc, time::Duration};
 
-use moat_shared::limits;
+use moat_shared::{endpoint::Endpoint, limits};
 use rustls::ClientConfig;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, UnixListener},
     task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
-use super::greet::{Secured, secure};
+use super::{
+    greet::{Secured, secure},
+    transport::Carrier,
+};
 
 /// Handshakes at a time: the bridge needs milliseconds for its own.
 const CALLERS: usize = 64;
 /// How long a lack of file descriptors holds up the next attempt.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A port that is listened to.
+/// A port or a socket that is listened to.
 #[derive(Debug)]
 pub(crate) struct Listening {
-    address: SocketAddr,
-    listener: TcpListener,
+    at: Endpoint,
+    listener: Listener,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
 }
 
 impl Listening {
@@ -39,7 +48,17 @@ impl Listening {
     pub(super) fn at(address: SocketAddr) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { address: listener.local_addr()?, listener: TcpListener::from_std(listener)? })
+        let at = Endpoint::Tcp(listener.local_addr()?);
+        Ok(Self { at, listener: Listener::Tcp(TcpListener::from_std(listener)?) })
+    }
+
+    /// A socket that PID 1 listens at, in a directory that this process could not write to.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub(super) fn of_pid_1(at: Endpoint, listener: net::UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self { at, listener: Listener::Unix(UnixListener::from_std(listener)?) })
     }
 
     /// The first caller that proves to be the bridge. The caller sets the deadline.
@@ -64,7 +83,7 @@ impl Listening {
                     }
                     let tls = Arc::clone(tls);
                     callers.push_back(handshakes.spawn(async move {
-                        timeout(limits::HANDSHAKE, secure(Box::new(stream), &tls)).await
+                        timeout(limits::HANDSHAKE, secure(stream, &tls)).await
                     }));
                 }
             }
@@ -78,14 +97,18 @@ impl Listening {
         }
     }
 
-    async fn accept(&self) -> TcpStream {
+    async fn accept(&self) -> Box<dyn Carrier> {
         loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
+            let accepted: io::Result<Box<dyn Carrier>> = match &self.listener {
+                Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                     // Without it small frames wait for each other; that is slow, and no reason to refuse.
                     let _as_it_is = stream.set_nodelay(true).is_err();
-                    return stream;
-                }
+                    Box::new(stream) as _
+                }),
+                Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Box::new(stream) as _),
+            };
+            match accepted {
+                Ok(stream) => return stream,
                 Err(_) => sleep(PAUSE).await,
             }
         }
@@ -94,6 +117,6 @@ impl Listening {
 
 impl fmt::Display for Listening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tcp:{} (the bridge connects)", self.address)
+        write!(f, "{} (the bridge connects)", self.at)
     }
 }

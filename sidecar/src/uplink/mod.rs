@@ -14,7 +14,7 @@ pub(crate) mod link;
 mod listen;
 mod transport;
 
-use std::{io, sync::Arc};
+use std::{io, os::unix::net::UnixListener, sync::Arc};
 
 use moat_shared::{
     hint::Hint,
@@ -70,12 +70,17 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Everything that can be wrong with endpoint and key is found here.
+    /// Everything that can be wrong with endpoint and key is found here. `socket`: where the bridge dials a unix socket, the
+    /// one that PID 1 listens at.
     ///
     /// # Errors
     /// When the endpoint is not supported or the identity not usable.
-    pub fn new(tunnel: &plan::Tunnel, identity: &Identity) -> Result<(Self, Tunnel), SetupError> {
-        let transport = Transport::new(tunnel)?;
+    pub fn new(
+        tunnel: &plan::Tunnel,
+        identity: &Identity,
+        socket: Option<UnixListener>,
+    ) -> Result<(Self, Tunnel), SetupError> {
+        let transport = Transport::new(tunnel, socket)?;
         let tls = Arc::new(tls::sidecar_config(identity)?);
         let (link, seen) = watch::channel(Link::Down("it was not tried yet".into()));
         let uplink = Self { transport, tls, link, tasks: Owned::default(), generation: 0 };

@@ -2,7 +2,7 @@
 //!
 //! No name is ever resolved: endpoints hold literal addresses.
 
-use std::{fmt, io};
+use std::{fmt, io, os::unix::net::UnixListener};
 
 use moat_shared::{
     endpoint::{Dialler, Endpoint},
@@ -34,9 +34,9 @@ pub enum TransportError {
     /// vsock.
     #[error("the endpoint {0} is not supported yet: use unix:<path> or tcp:<ip>:<port>")]
     Vsock(Endpoint),
-    /// Only TCP is listened to.
-    #[error("waiting for the bridge to dial {0} is not supported yet: use tcp:<ip>:<port>")]
-    Listening(Endpoint),
+    /// A socket's listener is PID 1's to hand over.
+    #[error("waiting for the bridge to dial {0} needs a listener, and PID 1 has handed none over")]
+    NoListener(Endpoint),
     /// Somebody else has the port.
     #[error("listening at {endpoint}")]
     Bind {
@@ -63,16 +63,19 @@ impl Hint for DialError {
 }
 
 impl Transport {
-    pub(crate) fn new(tunnel: &plan::Tunnel) -> Result<Self, TransportError> {
+    /// `socket`: PID 1's, where the bridge dials one.
+    pub(crate) fn new(tunnel: &plan::Tunnel, socket: Option<UnixListener>) -> Result<Self, TransportError> {
         let endpoint = tunnel.endpoint.clone();
-        match (tunnel.dialler, endpoint) {
-            (_, endpoint @ Endpoint::Vsock { .. }) => Err(TransportError::Vsock(endpoint)),
-            (Dialler::Sidecar, endpoint) => Ok(Self::Dials(Dialling(endpoint))),
-            (Dialler::Bridge, Endpoint::Tcp(address)) => Listening::at(address)
-                .map(Self::Listens)
-                .map_err(|source| TransportError::Bind { endpoint: Endpoint::Tcp(address), source }),
-            (Dialler::Bridge, endpoint @ Endpoint::Unix(_)) => Err(TransportError::Listening(endpoint)),
-        }
+        let listening = match (tunnel.dialler, &endpoint) {
+            (_, Endpoint::Vsock { .. }) => return Err(TransportError::Vsock(endpoint)),
+            (Dialler::Sidecar, _) => return Ok(Self::Dials(Dialling(endpoint))),
+            (Dialler::Bridge, Endpoint::Tcp(address)) => Listening::at(*address),
+            (Dialler::Bridge, Endpoint::Unix(_)) => match socket {
+                Some(socket) => Listening::of_pid_1(endpoint.clone(), socket),
+                None => return Err(TransportError::NoListener(endpoint)),
+            },
+        };
+        listening.map(Self::Listens).map_err(|source| TransportError::Bind { endpoint, source })
     }
 
     /// While a tunnel stands, whoever else comes is turned away. Never returns.
@@ -133,15 +136,14 @@ mod tests {
     #[test_case("tcp:127.0.0.1:1", Dialler::Sidecar => true; "tcp")]
     #[test_case("tcp:127.0.0.1:0", Dialler::Bridge => true; "a port that the bridge dials")]
     #[test_case("vsock:2:1", Dialler::Sidecar => false; "vsock")]
-    #[test_case("unix:/a", Dialler::Bridge => false; "a socket that the bridge dials")]
+    #[test_case("unix:/a", Dialler::Bridge => false; "a socket that the bridge dials, and nobody listens at")]
     #[tokio::test]
     async fn supported(endpoint: &str, dialler: Dialler) -> bool {
         let endpoint: Endpoint = endpoint.parse().unwrap();
-        match Transport::new(&plan::Tunnel { endpoint: endpoint.clone(), dialler }) {
+        match Transport::new(&plan::Tunnel { endpoint: endpoint.clone(), dialler }, None) {
             Ok(_) => true,
             Err(error) => {
                 assert!(error.to_string().contains(&endpoint.to_string()), "{error}");
-                assert!(error.to_string().contains("not supported yet"), "{error}");
                 false
             }
         }

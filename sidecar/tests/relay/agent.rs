@@ -82,7 +82,7 @@ impl Started {
         identity: &moat_shared::plan::Identity,
         timing: Timing,
     ) -> Self {
-        let (uplink, tunnel) = Uplink::new(tunnel, identity).unwrap();
+        let (uplink, tunnel) = Uplink::new(tunnel, identity, None).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let relay = Relay::new(listener, port, RUN.parse().unwrap(), tunnel.clone(), timing);
