@@ -1,6 +1,7 @@
 //! Builds the static sidecar and hands its path to `include_bytes!`, so that `moat` is one file to install.
 //!
-//! `MOAT_SIDECAR=<path>` embeds that file instead. Commit and time of the build go to `moat version`.
+//! `MOAT_SIDECAR=<path>` embeds that file instead. `MOAT_SIDECAR_ALSO=<architecture>` builds and embeds a second one, for
+//! sandboxes of another architecture; a path in it embeds that file. Commit and time of the build go to `moat version`.
 #![expect(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
 use std::{
@@ -47,12 +48,15 @@ const CLEARED: [&str; 14] = [
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=MOAT_SIDECAR");
+    println!("cargo::rerun-if-env-changed=MOAT_SIDECAR_ALSO");
     println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
     provenance();
-    match sidecar().and_then(|path| Ok((digest(&path)?, path))) {
-        Ok((digest, path)) => {
-            println!("cargo::rustc-env=MOAT_SIDECAR_FILE={}", path.display());
-            println!("cargo::rustc-env=MOAT_SIDECAR_DIGEST={digest}");
+    match files() {
+        Ok(files) => {
+            for (variable, path, digest) in files {
+                println!("cargo::rustc-env={variable}_FILE={}", path.display());
+                println!("cargo::rustc-env={variable}_DIGEST={digest}");
+            }
             ExitCode::SUCCESS
         }
         Err(text) => {
@@ -64,6 +68,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// What is embedded: under which name, which file, and its digest.
+fn files() -> Result<[(&'static str, PathBuf, String); 2], String> {
+    let (own, also) = (sidecar()?, also()?);
+    let (of_own, of_also) = (digest(&own)?, digest(&also)?);
+    Ok([("MOAT_SIDECAR", own, of_own), ("MOAT_SIDECAR_ALSO", also, of_also)])
+}
+
 /// Its SHA-256, so that no start has to make it.
 fn digest(path: &Path) -> Result<String, String> {
     let bytes = fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -72,19 +83,46 @@ fn digest(path: &Path) -> Result<String, String> {
 
 /// The file to embed.
 fn sidecar() -> Result<PathBuf, String> {
-    let out = PathBuf::from(required("OUT_DIR")?);
-    if let Some(given) = env::var_os("MOAT_SIDECAR").filter(|path| !path.is_empty()) {
-        let given = fs::canonicalize(&given)
-            .map_err(|e| format!("MOAT_SIDECAR={}: {e}", Path::new(&given).display()))?;
-        println!("cargo::rerun-if-changed={}", given.display());
-        return Ok(given);
+    if let Some(path) = given("MOAT_SIDECAR")? {
+        return Ok(path);
     }
     if required("CARGO_CFG_TARGET_OS")? != "linux" {
-        // Nothing is embedded; `runtime::embed` says so when it is asked for.
-        let none = out.join("no-sidecar");
-        fs::write(&none, []).map_err(|e| format!("{}: {e}", none.display()))?;
-        return Ok(none);
+        return nothing();
     }
+    of_source(&required("CARGO_CFG_TARGET_ARCH")?)
+}
+
+/// The second one, where one is asked for.
+fn also() -> Result<PathBuf, String> {
+    match env::var("MOAT_SIDECAR_ALSO").unwrap_or_default().as_str() {
+        "" => nothing(),
+        architecture @ ("aarch64" | "x86_64") => of_source(architecture),
+        path if path.contains('/') => given("MOAT_SIDECAR_ALSO")?.map_or_else(nothing, Ok),
+        other => {
+            Err(format!("MOAT_SIDECAR_ALSO={other}: must be aarch64, x86_64 or the path of a moat-sidecar"))
+        }
+    }
+}
+
+/// The file that a variable names.
+fn given(variable: &str) -> Result<Option<PathBuf>, String> {
+    let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) else { return Ok(None) };
+    let found =
+        fs::canonicalize(&path).map_err(|e| format!("{variable}={}: {e}", Path::new(&path).display()))?;
+    println!("cargo::rerun-if-changed={}", found.display());
+    Ok(Some(found))
+}
+
+/// Nothing is embedded; `runtime::embed` says so when it is asked for.
+fn nothing() -> Result<PathBuf, String> {
+    let none = PathBuf::from(required("OUT_DIR")?).join("no-sidecar");
+    fs::write(&none, []).map_err(|e| format!("{}: {e}", none.display()))?;
+    Ok(none)
+}
+
+/// Built from the source beside this crate.
+fn of_source(architecture: &str) -> Result<PathBuf, String> {
+    let out = PathBuf::from(required("OUT_DIR")?);
     let manifest = PathBuf::from(required("CARGO_MANIFEST_DIR")?);
     let workspace = manifest.parent().unwrap_or(&manifest).to_path_buf();
     for part in ["sidecar", "init", "shared", "Cargo.lock", "Cargo.toml"] {
@@ -93,12 +131,12 @@ fn sidecar() -> Result<PathBuf, String> {
     if !workspace.join("sidecar/Cargo.toml").is_file() {
         return Err("the sidecar's source is not here: set MOAT_SIDECAR to a built moat-sidecar".to_owned());
     }
-    build(&workspace, &out)
+    build(&workspace, &out, architecture)
 }
 
 /// Runs the inner cargo, in a target directory of its own (the outer one is locked) that all profiles share.
-fn build(workspace: &Path, out: &Path) -> Result<PathBuf, String> {
-    let triple = format!("{}-unknown-linux-gnu", required("CARGO_CFG_TARGET_ARCH")?);
+fn build(workspace: &Path, out: &Path, architecture: &str) -> Result<PathBuf, String> {
+    let triple = format!("{architecture}-unknown-linux-gnu");
     let target = target_dir(out).join("moat-sidecar-build");
     let mut cargo = Command::new(required("CARGO")?);
     cargo
@@ -119,16 +157,30 @@ fn build(workspace: &Path, out: &Path) -> Result<PathBuf, String> {
         }
     }
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let linker = format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"));
+    if is_foreign(architecture) && env::var_os(&linker).is_none() {
+        // As Debian and Fedora name their cross compilers.
+        cargo.env(linker, format!("{architecture}-linux-gnu-gcc"));
+    }
     let status = cargo.status().map_err(|e| format!("cargo cannot be started: {e}"))?;
     if !status.success() {
-        return Err(format!("the sidecar was not built ({status}); its errors are above{}", advice(&triple)));
+        let advice = advice(&triple, architecture);
+        return Err(format!(
+            "the sidecar for {triple} was not built ({status}); its errors are above{advice}"
+        ));
     }
     let built = target.join(&triple).join("sidecar").join("moat-sidecar");
     if built.is_file() { Ok(built) } else { Err(format!("{} is missing", built.display())) }
 }
 
+/// Does this machine need a cross compiler for it?
+fn is_foreign(architecture: &str) -> bool {
+    !env::var("HOST")
+        .is_ok_and(|host| host.starts_with(&format!("{architecture}-")) && host.contains("linux"))
+}
+
 /// What is commonly missing where the static build fails.
-fn advice(triple: &str) -> String {
+fn advice(triple: &str, architecture: &str) -> String {
     let mut advice = String::new();
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let libdir = said(Command::new(rustc).args(["--print", "target-libdir", "--target", triple]));
@@ -136,6 +188,15 @@ fn advice(triple: &str) -> String {
         advice.push_str(&format!(
             "\nRust's standard library for {triple} is missing: rustup target add {triple}"
         ));
+    }
+    if is_foreign(architecture) {
+        advice.push_str(&format!(
+            "\na cross compiler is needed: {architecture}-linux-gnu-gcc with its C library (Debian: \
+             gcc-{0}-linux-gnu, libc6-dev-{1}-cross)",
+            architecture.replace('_', "-"),
+            if architecture == "aarch64" { "arm64" } else { "amd64" },
+        ));
+        return advice;
     }
     let libc = said(Command::new("cc").arg("-print-file-name=libc.a"));
     if libc.is_none_or(|path| !Path::new(&path).is_absolute()) {

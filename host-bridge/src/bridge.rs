@@ -156,7 +156,7 @@ impl Bridge {
         let lock = lock::Lock::take(&home).await?;
         let authority = Authority::open(&home)?;
         let (recorder, writer) = Recorder::with_writer(home.clone());
-        let (left_behind, tell) = LeftBehind::new(home.clone());
+        let (left_behind, tell) = LeftBehind::new(home.clone(), env.clone());
         let (asks, asked) = tunnel::asks();
         let (registry, notices, owner) = Owner::restore(&home, recorder.clone(), tell, asks.clone())?;
         let watcher = Watcher {

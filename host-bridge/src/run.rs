@@ -27,6 +27,7 @@ use order::{Order, Request};
 use crate::{
     cli::{Context, Failure, Outcome, print},
     runtime::{
+        apple::{self, Apple},
         choose::{Chosen, Needs, choose},
         docker::Docker,
         process::Process,
@@ -53,6 +54,9 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
     let chosen = tokio.block_on(choose(order.runtime, needs, &context.env));
     let (chosen, image) = chosen.map_err(|error| Failure::from_error(&error))?;
     order.image = image;
+    if let Chosen::Apple(apple::Found { warning: Some(warning), .. }) = &chosen {
+        order.warnings.push(warning.clone());
+    }
     for warning in &order.warnings {
         print::note(&format!("Warning: {warning}"));
     }
@@ -85,13 +89,17 @@ pub(crate) fn start(request: Request, context: &Context) -> Outcome {
             let runtime = Docker { engine, home: &context.home };
             tokio.block_on(Box::pin(session::run(order, &runtime, context)))
         }
+        Chosen::Apple(found) => {
+            let runtime = Apple { cli: found.cli, home: &context.home };
+            tokio.block_on(Box::pin(session::run(order, &runtime, context)))
+        }
     }
 }
 
 /// What would be started.
 fn describe(order: &Order, chosen: &Chosen, json: bool) -> Outcome {
     let runtime = chosen.name();
-    let image = matches!(chosen, Chosen::Engine(_)).then(|| order.image.as_deref()).flatten();
+    let image = (!matches!(chosen, Chosen::Process)).then_some(order.image.as_deref()).flatten();
     let servers: Vec<_> = order.config.servers.iter().map(|server| server.name.as_str()).collect();
     if json {
         let order = serde_json::json!({

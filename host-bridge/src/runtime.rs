@@ -7,9 +7,12 @@
 //!
 //! A runtime knows nothing of servers, credentials or moat.yaml.
 
+pub(crate) mod apple;
 pub(crate) mod choose;
 pub(crate) mod docker;
 pub(crate) mod embed;
+mod image;
+mod owner;
 #[cfg(target_os = "linux")]
 pub(crate) mod process;
 #[cfg(target_os = "linux")]
@@ -35,7 +38,11 @@ use moat_shared::{
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ContainerOptions, NetworkMode};
+use crate::{
+    config::{ContainerOptions, NetworkMode},
+    env::Environment,
+    home::Home,
+};
 
 pub(crate) use process::Size;
 
@@ -77,7 +84,8 @@ pub(crate) struct Order {
 pub(crate) enum TunnelKind {
     /// The bridge's unix socket is mounted into the sandbox, which needs no network.
     Unix,
-    /// The sandbox listens, the engine publishes the port on this machine's loopback, the bridge connects.
+    /// The sandbox listens, the engine publishes the port on this machine's loopback (Apple's containers: a unix socket), the
+    /// bridge connects.
     Published,
     /// The bridge listens at this machine's address on the container's network, the sandbox connects.
     Gateway,
@@ -153,8 +161,8 @@ pub(crate) trait Runtime {
 pub(crate) trait Created {
     type Built: Built;
     fn view(&self) -> View;
-    /// The socket of the engine that keeps the sandbox, when it lives on without the process that started it: the bridge
-    /// removes it then.
+    /// The socket of the engine, or the command, that keeps the sandbox, when it lives on without the process that started
+    /// it: the bridge removes it then.
     fn engine(&self) -> Option<PathBuf> {
         None
     }
@@ -194,12 +202,18 @@ fn make_tunnel_dir(path: &Path) -> Result<(), RuntimeError> {
         .map_err(|source| RuntimeError::Io { doing: "making the tunnel's directory".to_owned(), source })
 }
 
+/// Removes the sandboxes of this installation that are kept there and whose holders have died: a socket is an engine's, a
+/// program Apple's. Returns how many there were.
+pub(crate) async fn sweep(keeper: &Path, env: &Environment, home: &Home) -> Result<usize, RuntimeError> {
+    match std::fs::metadata(keeper) {
+        Ok(about) if about.is_file() => Ok(apple::removal::sweep(keeper, env, home).await?),
+        _ => Ok(docker::removal::sweep(keeper, home).await?),
+    }
+}
+
 /// The sandbox cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RuntimeError {
-    /// Known, but not here.
-    #[error("the {0} runtime is not supported yet")]
-    NotYet(String),
     #[error("invalid runtime {0:?}: must be 'process', 'docker', 'podman' or 'apple'")]
     Unknown(String),
     #[error("network mode '{mode}' is not supported yet on the {runtime} runtime")]
@@ -222,8 +236,12 @@ pub(crate) enum RuntimeError {
     NoImage(&'static str),
     #[error("the process runtime has no images")]
     NoEngine,
+    #[error("'moat image' needs Docker or podman")]
+    NoBuilder,
     #[error(transparent)]
     Engine(#[from] docker::EngineError),
+    #[error(transparent)]
+    Apple(#[from] apple::AppleError),
     #[error("{doing}")]
     Io {
         doing: String,
@@ -243,7 +261,6 @@ pub(crate) enum RuntimeError {
 impl Hint for RuntimeError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::NotYet(_) => Some("use --runtime process (Linux), docker or podman".into()),
             Self::Network { runtime: "process", .. } => Some(
                 "network.mode may be 'none', which is the default, or 'open', where pasta is installed".into(),
             ),
@@ -254,6 +271,7 @@ impl Hint for RuntimeError {
             Self::Network { .. } => {
                 Some("network.mode may be 'none', or 'open', which is the default".into())
             }
+            Self::Tunnel("apple", _) => Some("leave --tunnel (MOAT_TUNNEL) out, or use published or unix".into()),
             Self::Tunnel(..) => Some("leave --tunnel (MOAT_TUNNEL) out: it is for containers".into()),
             Self::GatewayApart | Self::NoGateway(_) => Some("use --tunnel published".into()),
             Self::NoNetwork(_) => Some("leave network.mode out, or use --tunnel unix where the engine runs on this very machine".into()),
@@ -263,7 +281,13 @@ impl Hint for RuntimeError {
                       codex, gemini); or use --runtime process".into())
             }
             Self::NoEngine => Some("use --runtime docker or podman".into()),
+            Self::NoBuilder => Some(
+                "build it with --runtime docker or podman, and take it over: docker save -o IMAGE.tar NAME; \
+                 container image load --input IMAGE.tar"
+                    .into(),
+            ),
             Self::Engine(error) => error.hint(),
+            Self::Apple(error) => error.hint(),
             Self::Refused { hint, .. } => hint.as_deref().map(Cow::from),
             Self::NoSidecar(error) => error.hint(),
             #[cfg(target_os = "linux")]

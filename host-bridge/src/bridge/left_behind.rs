@@ -13,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{home::Home, runtime::docker::removal};
+use crate::{env::Environment, home::Home, runtime};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -24,14 +24,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct LeftBehind {
     home: Home,
+    env: Environment,
     told: mpsc::UnboundedReceiver<PathBuf>,
 }
 
 impl LeftBehind {
     /// And the way to tell it of an engine.
-    pub(super) fn new(home: Home) -> (Self, mpsc::UnboundedSender<PathBuf>) {
+    pub(super) fn new(home: Home, env: Environment) -> (Self, mpsc::UnboundedSender<PathBuf>) {
         let (tell, told) = mpsc::unbounded_channel();
-        (Self { home, told }, tell)
+        (Self { home, env, told }, tell)
     }
 
     /// Works until nobody is left who could tell.
@@ -59,7 +60,7 @@ impl LeftBehind {
     }
 
     async fn sweep(&self, engine: &Path) -> bool {
-        match timeout(PATIENCE, removal::sweep(engine, &self.home)).await {
+        match timeout(PATIENCE, runtime::sweep(engine, &self.env, &self.home)).await {
             Ok(Ok(0)) => true,
             Ok(Ok(removed)) => {
                 tracing::info!(removed, engine = %engine.display(), "containers of dead holders were removed");

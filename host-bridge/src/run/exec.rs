@@ -19,7 +19,7 @@ use crate::{
     config::RuntimeName,
     env::Environment,
     runtime::{
-        Io, RuntimeError, Size,
+        Io, RuntimeError, Size, apple,
         docker::{self, Engine, engine::Kind},
         process,
     },
@@ -29,6 +29,7 @@ use crate::{
 enum Further {
     Process(process::Running),
     Engine(docker::exec::Further),
+    Apple(apple::exec::Further),
 }
 
 impl Further {
@@ -36,6 +37,7 @@ impl Further {
         match self {
             Self::Process(running) => crate::runtime::Running::wait(running).await,
             Self::Engine(further) => further.wait().await,
+            Self::Apple(further) => further.wait().await,
         }
     }
 }
@@ -99,7 +101,14 @@ async fn start(
         }
         Ok(RuntimeName::Docker) => Kind::Docker,
         Ok(RuntimeName::Podman) => Kind::Podman,
-        Ok(other @ RuntimeName::Apple) => return Err(RuntimeError::NotYet(other.as_str().to_owned())),
+        Ok(RuntimeName::Apple) => {
+            let cli = match metadata.engine.as_str() {
+                "" => apple::Cli::find(env)?,
+                program => apple::Cli::at(program.into(), env),
+            };
+            let (further, io) = apple::exec::start(&cli, &metadata.container_id, command, size).await?;
+            return Ok((Further::Apple(further), io));
+        }
         Err(_) => return Err(RuntimeError::Unknown(metadata.runtime.clone())),
     };
     let (further, io) =

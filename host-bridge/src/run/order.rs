@@ -169,10 +169,7 @@ fn wanted(flag: Option<&str>, config: &Config) -> Result<Option<RuntimeName>, Ru
         Some(text) => Some(text.parse::<RuntimeName>().map_err(|_| RuntimeError::Unknown(text.to_owned()))?),
         None => config.runtime,
     };
-    match wanted {
-        Some(RuntimeName::Apple) => Err(RuntimeError::NotYet(RuntimeName::Apple.as_str().to_owned())),
-        wanted => Ok(wanted),
-    }
+    Ok(wanted)
 }
 
 #[cfg(test)]
@@ -195,7 +192,7 @@ mod tests {
     #[test_case(None, None => Ok(None))]
     #[test_case(None, Some(RuntimeName::Docker) => Ok(Some(RuntimeName::Docker)); "moat.yaml's")]
     #[test_case(Some("podman"), Some(RuntimeName::Docker) => Ok(Some(RuntimeName::Podman)); "the flag wins")]
-    #[test_case(Some("apple"), None => Err("the apple runtime is not supported yet".to_owned()))]
+    #[test_case(Some("apple"), None => Ok(Some(RuntimeName::Apple)))]
     #[test_case(Some("lxc"), None => Err("invalid runtime \"lxc\": must be 'process', 'docker', 'podman' or 'apple'".to_owned()))]
     fn runtimes(flag: Option<&str>, runtime: Option<RuntimeName>) -> Result<Option<RuntimeName>, String> {
         wanted(flag, &Config { runtime, ..Config::default() }).map_err(|error| error.to_string())

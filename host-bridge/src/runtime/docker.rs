@@ -11,7 +11,7 @@
 
 mod archive;
 pub(crate) mod build;
-mod container;
+pub(super) mod container;
 pub(crate) mod engine;
 pub(crate) mod exec;
 mod image;
@@ -21,7 +21,6 @@ mod shelf;
 mod stream;
 
 use std::{
-    collections::BTreeMap,
     io,
     net::IpAddr,
     os::{fd::OwnedFd, unix::net::UnixStream},
@@ -45,11 +44,13 @@ use tokio::{
 
 use self::{
     container::Door,
-    image::Image,
     removal::Removal,
     stream::{Of, Stream},
 };
-use super::{Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way, Window, embed::Sidecar};
+use super::{
+    Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way, Window, embed::Sidecar, image::Image,
+    owner,
+};
 use crate::{config::NetworkMode, home::Home};
 
 pub(crate) use self::engine::{Engine, EngineError};
@@ -57,7 +58,7 @@ pub(crate) use self::engine::{Engine, EngineError};
 /// Where the sandbox has what is moat's.
 pub(crate) const OWN: &str = "/.moat";
 /// The workspace in the sandbox.
-const WORKSPACE: &str = "/workspace";
+pub(super) const WORKSPACE: &str = "/workspace";
 
 /// Makes containers.
 #[derive(Debug)]
@@ -130,8 +131,8 @@ impl Runtime for Docker<'_> {
             TunnelKind::Published => Door::Port,
             TunnelKind::Gateway => Door::Gateway(gateway(&self.engine).await?),
         };
-        let name = container::name();
-        let body = container::body(&order, &image, &door, &hidden, &container::owner(self.home, &name));
+        let name = owner::name();
+        let body = container::body(&order, &image, &door, &hidden, &owner::owner(self.home, &name));
         Ok(Created {
             engine: self.engine.clone(),
             name,
@@ -264,7 +265,7 @@ impl super::Built for Building {
 }
 
 /// The same as in namespaces. A moat on another kernel cannot write them, and leaves it to the engine's own.
-fn filters() -> Result<Vec<Filter>, RuntimeError> {
+pub(super) fn filters() -> Result<Vec<Filter>, RuntimeError> {
     #[cfg(target_os = "linux")]
     return Ok(super::seccomp::filters()?);
     #[cfg(not(target_os = "linux"))]
@@ -386,9 +387,4 @@ impl super::Running for Running {
         self.removal.not_needed();
         Ok(code)
     }
-}
-
-/// An image's environment as pairs.
-fn variables(env: &[String]) -> BTreeMap<String, String> {
-    env.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }

@@ -48,11 +48,10 @@ use self::spec::{Report, Spec};
 use super::{Io, Order, Runtime, RuntimeError, TunnelKind, View, Way, Window};
 use crate::{config::NetworkMode, env::Environment, home::Home};
 
-use self::sys::set_size;
 pub(crate) use self::{
     builder::{Descriptors, main as build},
     enter::{Entering, main as join},
-    sys::{Size, size},
+    sys::{Size, set_size, size},
 };
 
 /// Makes sandboxes of namespaces.

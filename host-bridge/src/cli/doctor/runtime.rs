@@ -8,8 +8,10 @@ use super::{Report, Section};
 use crate::{
     env::Environment,
     runtime::{
-        choose::{Needs, choose},
+        apple::{self, AppleError},
+        choose::{Needs, choose, rule},
         docker::{EngineError, build, engine::Kind},
+        embed,
         process::Process,
     },
 };
@@ -92,7 +94,51 @@ pub(super) async fn engines(env: &Environment, report: &mut Report) {
             }
         }
     }
+    apples(env, report).await;
+    match embed::carried_names().as_str() {
+        "none" => report.warning(HERE, "this moat carries no sidecar"),
+        names => report.ok(HERE, format!("this moat carries sidecars for: {names}")),
+    };
     defaults(env, report).await;
+}
+
+/// Apple's containers: what was found, and what that means for a run that asks for nothing.
+async fn apples(env: &Environment, report: &mut Report) {
+    let is_macos = cfg!(target_os = "macos");
+    let found = match apple::find(env).await {
+        Ok(found) => found,
+        Err(AppleError::NotThere) => {
+            report.ok(HERE, "apple: there is no 'container' in PATH");
+            return;
+        }
+        // Elsewhere it may be anything that has this name.
+        Err(error) if !is_macos => {
+            let text = format!("apple: the 'container' in PATH is none that moat can use: {error}");
+            report.ok(HERE, text).detail("only --runtime apple would start it");
+            return;
+        }
+        Err(error) => {
+            report.error(HERE, &error);
+            return;
+        }
+    };
+    let text = format!("apple: container {} is {}", found.version, found.cli.program().display());
+    let why = match rule(is_macos, true) {
+        Some(_) => "this is macOS: a run that asks for no runtime gets it",
+        None => "this is not macOS: only --runtime apple starts it",
+    };
+    report.ok(HERE, text).detail(why);
+    if let Some(warning) = found.warning {
+        report.warning(HERE, format!("apple: {warning}"));
+    }
+    match apple::check_service(&found.cli).await {
+        Ok(()) => {
+            report.ok(HERE, "apple: its service is running");
+        }
+        Err(error) => {
+            report.error(HERE, &error);
+        }
+    }
 }
 
 /// What a run gets that asks for no runtime, and why.

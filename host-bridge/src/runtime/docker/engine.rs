@@ -269,11 +269,6 @@ fn is_without_network(output: &str) -> bool {
     SAID.iter().any(|said| output.contains(said))
 }
 
-/// This moat's architecture in an engine's words.
-pub(super) const fn architecture() -> &'static str {
-    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
-}
-
 /// There is no such thing.
 pub(super) fn is_not_found(error: &Error) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code: 404, .. })

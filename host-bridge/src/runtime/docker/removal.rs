@@ -9,11 +9,11 @@ use std::{
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{
-    container::{HOME, is_left_behind},
-    engine::{self, Engine, EngineError},
+use super::engine::{self, Engine, EngineError};
+use crate::{
+    home::Home,
+    runtime::owner::{HOME, is_left_behind},
 };
-use crate::home::Home;
 
 /// Longer nobody waits for an engine that does not answer; the bridge tries again.
 const PATIENCE: Duration = Duration::from_secs(10);

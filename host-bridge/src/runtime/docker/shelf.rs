@@ -28,7 +28,7 @@ use super::{
     engine::{self, Engine, EngineError},
     removal::Removal,
 };
-use crate::runtime::embed::Sidecar;
+use crate::runtime::{embed::Sidecar, owner};
 
 /// Which sidecar a volume has: its SHA-256.
 const VERSION: &str = "dev.moat.sidecar";
@@ -90,7 +90,7 @@ async fn fill(
     sidecar: Sidecar,
     labels: &HashMap<String, String>,
 ) -> Result<String, EngineError> {
-    let random = super::container::random();
+    let random = owner::random();
     let volume = format!("{}.{random}", name(sidecar.digest));
     create(engine, &volume, &[(VERSION, sidecar.digest)]).await?;
     let image = format!("localhost/moat/empty:{random}");
@@ -117,9 +117,9 @@ async fn fill_from(
     let options = CreateImageOptionsBuilder::new().from_src("-").repo(image).build();
     let imported = engine.api.create_image(Some(options), Some(body_full(empty.into())), None);
     asked("importing an empty image", imported.try_collect::<Vec<_>>().await)?;
-    let container = super::container::name();
+    let container = owner::name();
     let mut labels = labels.clone();
-    labels.insert(super::container::NAME.to_owned(), container.clone());
+    labels.insert(owner::NAME.to_owned(), container.clone());
     let body = ContainerCreateBody {
         image: Some(image.to_owned()),
         entrypoint: Some(vec![archive::sidecar()]),
