@@ -1,10 +1,11 @@
 //! End to end: the real `moat`, its bridge and its sandboxes, with real servers and clients on both sides.
 //!
-//! Each test of a sandbox is a row per [`Place`]: namespaces, Docker, podman, Docker over a published port. A test that needs a part which this machine has not is ignored, and one line says so. With
+//! Each test of a sandbox is a row per [`Place`]: namespaces, Docker, podman, Docker over a published port, a stand-in for Apple's containers. A test that needs a part which this machine has not is ignored, and one line says so. With
 //! `MOAT_TESTS_REQUIRE=all` it fails instead.
 #![forbid(unsafe_code)]
 
 mod agents;
+mod apple;
 mod clients;
 mod conformance;
 mod containers;
@@ -125,6 +126,9 @@ fn places(name: &str, test: &Test) -> Vec<Place> {
     if name.starts_with("containers::") || name.starts_with("images::") {
         return vec![Place::Docker, Place::Podman];
     }
+    if name.starts_with("apple::") {
+        return vec![Place::Apple];
+    }
     if name.starts_with("published::") {
         return vec![Place::Published];
     }
@@ -132,6 +136,10 @@ fn places(name: &str, test: &Test) -> Vec<Place> {
         test.needs.contains(&Part::Sandbox) && !PROCESS_ONLY.iter().any(|only| name.starts_with(only));
     match everywhere {
         false => vec![Place::Process],
+        // Node and three agents, which are in no image of the stand-in's.
+        true if name.starts_with("agents::") => {
+            Place::ALL.into_iter().filter(|place| *place != Place::Apple).collect()
+        }
         // A port is published on a network that the container has.
         true if name == "sandbox::only_loopback" => {
             Place::ALL.into_iter().filter(|place| *place != Place::Published).collect()
@@ -179,6 +187,7 @@ fn main() -> ExitCode {
         ("further", further::TESTS),
         ("containers", containers::TESTS),
         ("published", published::TESTS),
+        ("apple", apple::TESTS),
         ("agents", agents::TESTS),
         ("images", images::TESTS),
     ];

@@ -78,7 +78,7 @@ fn of(
 /// Ends every engine that was started, and says what it could not take away.
 pub fn stop() -> Vec<String> {
     let started = [&DOCKER, &PODMAN].into_iter().filter_map(|engine| engine.get()?.as_ref().ok());
-    started.flat_map(Engine::end).collect()
+    started.flat_map(Engine::end).chain(crate::apple::stop()).collect()
 }
 
 fn start_docker() -> Outcome<Engine> {
@@ -194,33 +194,7 @@ impl Engine {
 
     fn make_image(&self) -> Outcome {
         let root = self.directory.join("image");
-        for place in ["bin", "etc", "tmp", "root", "usr", "home/dev", "run", "var"] {
-            fs::create_dir_all(root.join(place))?;
-        }
-        fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-        std::os::unix::fs::chown(root.join("home/dev"), Some(1234), Some(1234))?;
-        fs::write(
-            root.join("etc/passwd"),
-            "root:x:0:0:root:/root:/bin/sh\ndev:x:1234:1234:dev:/home/dev:/bin/sh\n",
-        )?;
-        fs::write(root.join("etc/group"), "root:x:0:\ndev:x:1234:\n")?;
-        symlink("../bin", root.join("usr/bin"))?;
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        let busybox = busybox.ok_or_else(|| Trouble::new("no busybox"))?;
-        fs::copy(busybox, root.join("bin/busybox"))?;
-        let applets = Command::new(busybox).arg("--list").output()?;
-        for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|name| *name != "busybox") {
-            symlink("busybox", root.join("bin").join(applet))?;
-        }
-        let _an_applet_in_its_place = fs::remove_file(root.join("bin/bash"));
-        fs::copy("/bin/bash", root.join("bin/bash"))?;
-        for program in [PathBuf::from("/bin/bash"), binary("moat-fixture-client")?] {
-            for library in libraries(&program)? {
-                let place = root.join(library.trim_start_matches('/'));
-                fs::create_dir_all(place.parent().unwrap_or(&root))?;
-                fs::copy(&library, place)?;
-            }
-        }
+        make_root(&root)?;
         let archive = self.directory.join("image.tar");
         let packed = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg(".").status()?;
         ensure(packed.success(), || "the image cannot be packed".to_owned())?;
@@ -270,6 +244,38 @@ impl Engine {
         }
         left
     }
+}
+
+/// Makes the root file system of [`IMAGE`].
+pub(crate) fn make_root(root: &Path) -> Outcome {
+    for place in ["bin", "etc", "tmp", "root", "usr", "home/dev", "run", "var"] {
+        fs::create_dir_all(root.join(place))?;
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    std::os::unix::fs::chown(root.join("home/dev"), Some(1234), Some(1234))?;
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\ndev:x:1234:1234:dev:/home/dev:/bin/sh\n",
+    )?;
+    fs::write(root.join("etc/group"), "root:x:0:\ndev:x:1234:\n")?;
+    symlink("../bin", root.join("usr/bin"))?;
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    let busybox = busybox.ok_or_else(|| Trouble::new("no busybox"))?;
+    fs::copy(busybox, root.join("bin/busybox"))?;
+    let applets = Command::new(busybox).arg("--list").output()?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|name| *name != "busybox") {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    let _an_applet_in_its_place = fs::remove_file(root.join("bin/bash"));
+    fs::copy("/bin/bash", root.join("bin/bash"))?;
+    for program in [PathBuf::from("/bin/bash"), binary("moat-fixture-client")?] {
+        for library in libraries(&program)? {
+            let place = root.join(library.trim_start_matches('/'));
+            fs::create_dir_all(place.parent().unwrap_or(root))?;
+            fs::copy(&library, place)?;
+        }
+    }
+    Ok(())
 }
 
 /// The shared libraries of a program, and its loader.

@@ -7,6 +7,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod apple;
 pub mod authorization;
 pub mod clock;
 pub mod console;

@@ -44,6 +44,8 @@ pub enum Part {
     Docker,
     /// podman, the same.
     Podman,
+    /// What the stand-in for Apple's containers is made of.
+    Apple,
     /// pasta, root to make hosts of the test's own with `ip`, and the device that pasta moves packets through.
     Pasta,
     /// Claude Code, Codex and Gemini CLI, and a Node that runs them.
@@ -74,6 +76,7 @@ impl Part {
             Self::Time => "more than two minutes (MOAT_TESTS_LONG=1)",
             Self::Schedule => "more than five minutes (MOAT_TESTS_LONG=1, as .ci/long has it)",
             Self::Docker => "dockerd, docker, busybox-static, ip, and root",
+            Self::Apple => "unshare, nsenter, busybox-static, ip, and root",
             Self::Podman => "podman, docker, busybox-static, and root",
             Self::Pasta => "pasta (package passt), ip, /dev/net/tun, and root",
             Self::Debian => "a debootstrapped Debian (see .ci/run)",
@@ -108,6 +111,13 @@ impl Part {
             }
             Self::Docker => has_engine("dockerd") && succeeds(Command::new("ip").arg("-V")),
             Self::Podman => has_engine("podman"),
+            Self::Apple => {
+                Self::Root.here()
+                    && succeeds(Command::new("unshare").arg("--version"))
+                    && succeeds(Command::new("nsenter").arg("--version"))
+                    && succeeds(Command::new("busybox").arg("--list"))
+                    && succeeds(Command::new("ip").arg("-V"))
+            }
             Self::Pasta => {
                 Self::Root.here()
                     && Path::new("/dev/net/tun").exists()

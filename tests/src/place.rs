@@ -20,6 +20,8 @@ pub enum Place {
     Podman,
     /// Docker, with its own network: the bridge goes to a published port.
     Published,
+    /// A stand-in for Apple's containers, whose relays are broken in every way that is known.
+    Apple,
 }
 
 thread_local! {
@@ -28,7 +30,7 @@ thread_local! {
 
 impl Place {
     /// All rows.
-    pub const ALL: [Self; 4] = [Self::Process, Self::Docker, Self::Podman, Self::Published];
+    pub const ALL: [Self; 5] = [Self::Process, Self::Docker, Self::Podman, Self::Published, Self::Apple];
 
     /// As a test's name begins.
     #[must_use]
@@ -38,6 +40,7 @@ impl Place {
             Self::Docker => "docker",
             Self::Podman => "podman",
             Self::Published => "published",
+            Self::Apple => "apple",
         }
     }
 
@@ -48,6 +51,7 @@ impl Place {
             Self::Process => "process",
             Self::Docker | Self::Published => "docker",
             Self::Podman => "podman",
+            Self::Apple => "apple",
         }
     }
 
@@ -58,6 +62,7 @@ impl Place {
             Self::Process => Part::Sandbox,
             Self::Docker | Self::Published => Part::Docker,
             Self::Podman => Part::Podman,
+            Self::Apple => Part::Apple,
         }
     }
 
@@ -78,7 +83,7 @@ impl Place {
     /// When it does not start.
     pub fn engine(self) -> Outcome<Option<&'static Engine>> {
         match self {
-            Self::Process => Ok(None),
+            Self::Process | Self::Apple => Ok(None),
             Self::Docker | Self::Published => engine::docker().map(Some),
             Self::Podman => engine::podman().map(Some),
         }

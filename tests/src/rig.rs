@@ -21,7 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    Outcome, Trouble, clock::eventually, engine, inside::Inside, pki::Authority, place::Place,
+    Outcome, Trouble, apple::Apple, clock::eventually, engine, inside::Inside, pki::Authority, place::Place,
     trouble::ensure,
 };
 
@@ -37,6 +37,8 @@ pub struct Rig {
     workspace: PathBuf,
     /// Where its sandboxes are made.
     place: Place,
+    /// The stand-in that makes them, if they are Apple's.
+    apple: Option<Apple>,
     /// Trusted by this rig's bridge alone.
     pub authority: Authority,
     /// More environment for `moat`.
@@ -172,7 +174,11 @@ impl Rig {
         if place == Place::Published {
             env.insert("MOAT_TUNNEL".to_owned(), "published".to_owned());
         }
-        Ok(Self { mark, root, workspace, place, authority, env, prefix: Vec::new() })
+        let apple = (place == Place::Apple).then(|| Apple::new(root.path())).transpose()?;
+        if let Some(apple) = &apple {
+            env.insert("PATH".to_owned(), apple.path());
+        }
+        Ok(Self { mark, root, workspace, place, apple, authority, env, prefix: Vec::new() })
     }
 
     /// A text that no other rig has.
@@ -384,6 +390,9 @@ impl Rig {
     /// The containers of this rig.
     #[must_use]
     pub fn containers(&self) -> Vec<String> {
+        if let Some(apple) = &self.apple {
+            return apple.containers();
+        }
         let engine = self.place.engine().ok().flatten();
         engine.map(|engine| engine.containers(&self.home()).unwrap_or_default()).unwrap_or_default()
     }
@@ -391,6 +400,9 @@ impl Rig {
     /// The first process of each of them, as this machine numbers it.
     #[must_use]
     pub fn container_pids(&self) -> Vec<i32> {
+        if let Some(apple) = &self.apple {
+            return apple.pids();
+        }
         let Ok(Some(engine)) = self.place.engine() else { return Vec::new() };
         let pid = |id: String| {
             engine.client(&["inspect", "-f", "{{.State.Pid}}", &id]).ok()?.out.trim().parse().ok()
@@ -404,6 +416,14 @@ impl Rig {
     /// When it is in namespaces.
     pub fn engine(&self) -> Outcome<&'static engine::Engine> {
         self.place.engine()?.ok_or_else(|| Trouble::new("namespaces have no engine"))
+    }
+
+    /// Its stand-in for Apple's containers.
+    ///
+    /// # Errors
+    /// When it is in another place.
+    pub fn apple(&self) -> Outcome<&Apple> {
+        self.apple.as_ref().ok_or_else(|| Trouble::new("Apple's containers are not in this place"))
     }
 
     /// The processes of this rig.
