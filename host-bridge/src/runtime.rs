@@ -118,7 +118,12 @@ pub(crate) struct View {
     /// What PID 1 is to forbid everybody.
     pub(crate) filters: Vec<Filter>,
     pub(crate) tunnel: Way,
+    /// See [`moat_shared::plan::Plan::grace_ms`].
+    pub(crate) grace_ms: u64,
 }
+
+/// From the first signal to SIGKILL, in milliseconds; an engine that is told to stop a container gives it ten seconds.
+pub(crate) const GRACE_MS: u64 = 5_000;
 
 /// How the sandbox and the bridge find each other.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,9 +11,6 @@ use moat_shared::{
 use super::order::Order;
 use crate::{env::Environment, runtime::View, server::Server};
 
-/// From the first signal to SIGKILL; the holder waits longer.
-pub(crate) const GRACE_MS: u64 = 5_000;
-
 /// Of the user's environment, what says how to write to a terminal; everything else stays outside.
 const TERMINAL: [&str; 5] = ["COLORTERM", "LANG", "LC_ALL", "LC_CTYPE", "TERM"];
 
@@ -46,7 +43,7 @@ pub(crate) fn plan(
         pre_run: order.config.pre_run.clone(),
         command: view.command,
         terminal,
-        grace_ms: GRACE_MS,
+        grace_ms: view.grace_ms,
     }
 }
 

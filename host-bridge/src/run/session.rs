@@ -35,7 +35,7 @@ use super::{
     log::Log,
     metadata::{Metadata, Record},
     order::Order,
-    plan::{self, plan},
+    plan::plan,
     signals::{Signals, Told},
     terminal, tracked,
 };
@@ -51,7 +51,7 @@ use crate::{
 };
 
 /// From a stop to SIGKILL: more than PID 1 takes for the same.
-const PATIENCE: Duration = Duration::from_millis(plan::GRACE_MS + 3_000);
+const PATIENCE: Duration = Duration::from_millis(runtime::GRACE_MS + 3_000);
 /// An engine that does not answer is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// For the bridge to take note of the end.

@@ -46,6 +46,8 @@ use super::{
 };
 use crate::{config::NetworkMode, env::Environment, home::Home};
 
+/// `container stop` gives five seconds, and PID 1 needs some of them for itself.
+const GRACE_MS: u64 = 4_000;
 /// As `runtime:` spells it.
 const NAME: &str = "apple";
 
@@ -267,6 +269,7 @@ impl super::Created for Created {
             image_user: Some(self.image.user.clone()),
             filters: self.filters.clone(),
             tunnel: Way::Known(Tunnel { endpoint: Endpoint::Unix(socket.into()), dialler }),
+            grace_ms: GRACE_MS,
         }
     }
 

@@ -171,6 +171,7 @@ impl super::Created for Created {
             image_user: Some(self.image.user.clone()),
             filters: self.filters.clone(),
             tunnel,
+            grace_ms: super::GRACE_MS,
         }
     }
 

@@ -218,6 +218,7 @@ impl super::Created for Created {
             image_user: None,
             filters: Vec::new(),
             tunnel: Way::Known(Tunnel { endpoint, dialler: Dialler::Sidecar }),
+            grace_ms: super::GRACE_MS,
         }
     }
 
