@@ -11,7 +11,7 @@
 mod durable;
 mod owner;
 
-use std::{borrow::Cow, io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 
 use moat_shared::{
     endpoint::Endpoint,
@@ -57,9 +57,9 @@ pub(crate) struct Run {
     /// The host user's name, for policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
-    /// The port where the run's sidecar comes to, if it cannot to the unix socket.
+    /// The port where the run's sidecar comes to, if it cannot to the bridge's own socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) gateway: Option<SocketAddr>,
+    pub(crate) listen: Option<Endpoint>,
     /// Where the bridge dials the run's sidecar, if it has to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) dial: Option<Endpoint>,
@@ -108,7 +108,7 @@ pub(crate) struct Registry {
 /// What the owner is asked.
 #[derive(Debug)]
 enum Ask {
-    Register(Register, Option<SocketAddr>, Reply<Arc<Run>>),
+    Register(Box<Register>, Option<Endpoint>, Reply<Arc<Run>>),
     Unregister(RunId, String, Reply<()>),
     Admit(RunId, Reply<Ticket>),
     Attach(RunId, TunnelStatus, Reply<oneshot::Receiver<()>>),
@@ -137,9 +137,9 @@ impl Registry {
     pub(crate) async fn register(
         &self,
         wish: Register,
-        gateway: Option<SocketAddr>,
+        listen: Option<Endpoint>,
     ) -> Result<Arc<Run>, RegistryError> {
-        self.ask(|reply| Ask::Register(wish, gateway, reply)).await
+        self.ask(|reply| Ask::Register(Box::new(wish), listen, reply)).await
     }
 
     /// Ends a run: its tickets are revoked at once; it is off the disk when this returns.

@@ -7,7 +7,7 @@
 //!
 //! The accept loop awaits nobody. Who calls is read from the certificate, whether it is served is the registry's word,
 //! and what is asked goes through the [`Door`]. Any byte stream will do: [`carrier`] says which there are, and [`dial`] goes
-//! to the sandboxes that cannot come here, [`gateway`] is where those come to that do it over their network.
+//! to the sandboxes that cannot come here, [`gateway`] is where those come to that cannot come to the one socket of all.
 //! What was accepted is served by one of a few threads ([`workers`]).
 
 mod budget;
@@ -17,6 +17,7 @@ mod dial;
 mod ending;
 mod gateway;
 mod half_open;
+mod hybrid;
 mod workers;
 
 use std::{collections::HashMap, io, path::Path, sync::Arc, time::Duration};
@@ -32,15 +33,16 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+pub(crate) use self::{
+    carrier::via,
+    dial::Dial,
+    gateway::{Gateways, Open},
+};
 use self::{
     carrier::{Carrier, Origin},
     gateway::Ports,
     half_open::HalfOpen,
     workers::Workers,
-};
-pub(crate) use self::{
-    dial::Dial,
-    gateway::{Gateways, Open},
 };
 use crate::registry::{Registry, Run};
 
@@ -151,7 +153,7 @@ impl Tunnels {
         let (dialled, mut arriving) = mpsc::channel(1);
         let mut diallers = JoinSet::new();
         let mut dialling = HashMap::new();
-        let mut ports = Ports::new(dialled.clone());
+        let mut ports = Ports::new(registry.clone(), dialled.clone());
         loop {
             let come = tokio::select! {
                 biased; // a drain must win over a ready listener
@@ -171,9 +173,10 @@ impl Tunnels {
                     ports.open(wanted);
                     continue;
                 }
+                Some(()) = ports.released() => continue,
                 Some(arrived) = arriving.recv() => Ok(arrived),
                 accepted = listener.accept() => {
-                    accepted.map(|(stream, _)| (Carrier::Unix(stream), Origin::Accepted))
+                    accepted.map(|(stream, _)| (Carrier::Unix(stream), Origin::Accepted("unix")))
                 }
             };
             let taken = come.and_then(|come| workers.take(come, half_open.enter(), drain.clone()));

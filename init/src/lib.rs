@@ -26,6 +26,7 @@ mod terminal;
 #[cfg(test)]
 mod testing;
 mod user;
+mod vsock;
 
 use std::io;
 
@@ -44,6 +45,8 @@ enum BootError {
     Terminal(#[source] io::Error),
     #[error(transparent)]
     User(#[from] image_user::UserError),
+    #[error(transparent)]
+    Vsock(#[from] vsock::VsockError),
     #[error(transparent)]
     Relay(#[from] relay::RelayError),
     #[error("lost control of the sandbox")]
@@ -68,6 +71,7 @@ fn boot(startup: Startup) -> Result<u8, BootError> {
     let Startup { mut plan, identity } = startup;
     sys::install(&plan.filters).map_err(BootError::Filter)?;
     image_user::settle(&mut plan)?;
+    vsock::check(&plan.tunnel.endpoint)?;
     if plan.terminal {
         terminal::adopt().map_err(BootError::Terminal)?;
     }

@@ -244,6 +244,18 @@ pub(crate) fn empty_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
+/// `IOCTL_VM_SOCKETS_GET_LOCAL_CID`, `_IO(7, 0xb9)`.
+const GET_LOCAL_CID: libc::Ioctl = 0x07b9;
+
+/// This machine's CID, as `/dev/vsock` says it.
+pub(crate) fn local_cid(device: &std::fs::File) -> io::Result<u32> {
+    let mut cid: u32 = 0;
+    // SAFETY: the request writes one u32, which outlives the call; the borrow keeps the descriptor open. Any other
+    // device refuses a number that it does not know.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), GET_LOCAL_CID, &raw mut cid) })?;
+    Ok(cid)
+}
+
 #[repr(C)]
 struct CapabilityHeader {
     version: u32,

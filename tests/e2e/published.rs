@@ -145,7 +145,8 @@ fn the_other_way_by_the_gateway() -> Outcome {
     ensure(!has.contains("tunnel") && !has.contains("HostPort"), || has.clone())?;
     let runs: serde_json::Value =
         serde_json::from_slice(&std::fs::read(stage.rig.home().join("proxy/runs.json"))?)?;
-    let at: std::net::SocketAddr = serde_json::from_value(runs["runs"][0]["gateway"].clone())?;
+    let at = runs["runs"][0]["listen"].as_str().and_then(|at| at.strip_prefix("tcp:")).unwrap_or_default();
+    let at: std::net::SocketAddr = at.parse()?;
     ensure(!at.ip().is_loopback() && !at.ip().is_unspecified(), || format!("the bridge listens at {at}"))?;
     let mut stranger = TcpStream::connect(at)?;
     stranger.set_read_timeout(Some(PATIENCE))?;

@@ -133,7 +133,7 @@ fn of_grant(grant: &GrantStatus, now: Timestamp) -> String {
 
 fn tunnel(run: &RunStatus, now: Timestamp) -> String {
     run.tunnel.as_ref().map_or_else(
-        || "none".to_owned(),
+        || format!("none (to come: {})", visible(&run.carrier)),
         |tunnel| {
             let since = when::age(tunnel.since, now);
             format!("open ({}, sidecar {}, {since})", tunnel.transport, visible(&tunnel.sidecar))

@@ -13,10 +13,7 @@
 //! | `GET /v1/status` | 200 [`Status`] |
 //! | `POST /v1/shutdown` | 202; drains and leaves |
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use moat_shared::{
@@ -60,9 +57,10 @@ pub(crate) struct Register {
     pub(crate) agent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
-    /// The address by which the sandbox knows this machine, if it comes over its network.
+    /// Where the sandbox comes to, if it cannot to the bridge's own socket: an address of this machine's on the sandbox's
+    /// network (port 0: any), or a port that a guest dials over vsock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) gateway: Option<IpAddr>,
+    pub(crate) listen: Option<Endpoint>,
     /// The process that holds the run. When it is gone and nobody else holds the run, the run is over.
     pub(crate) holder: Process,
 }
@@ -89,9 +87,9 @@ pub(crate) struct Registered {
     pub(crate) run: RunId,
     /// For the sandbox's PID 1, and nobody else.
     pub(crate) identity: Identity,
-    /// Where the sandbox finds the bridge over its network, if that was asked for.
+    /// Where the bridge listens for it, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) gateway: Option<SocketAddr>,
+    pub(crate) listen: Option<Endpoint>,
 }
 
 /// What the holder of a run is told.
@@ -176,6 +174,9 @@ pub(crate) struct RunStatus {
     pub(crate) name: String,
     pub(crate) runtime: String,
     pub(crate) registered: Timestamp,
+    /// How a tunnel of this run's comes about, and where if not at the bridge's own socket.
+    #[serde(default)]
+    pub(crate) carrier: String,
     /// Is there a tunnel, and what does the other end say it is?
     pub(crate) tunnel: Option<TunnelStatus>,
     pub(crate) servers: Vec<ServerStatus>,

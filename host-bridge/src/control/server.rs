@@ -14,7 +14,12 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use moat_shared::{hint::Hint, id::RunId, rt::drain::Drain};
+use moat_shared::{
+    endpoint::Endpoint,
+    hint::Hint,
+    id::RunId,
+    rt::{drain::Drain, vsock},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -227,19 +232,25 @@ async fn answer(state: &State, drain: Drain, request: Request<Incoming>) -> Resu
 }
 
 async fn register(state: &State, wish: Register) -> Result<Response<Body>, Refusal> {
-    let gateway = match wish.gateway {
-        Some(address) => Some(state.gateways.open(address).await.map_err(|error| {
-            let text = format!("listening for the sandbox at {address}: {error}");
+    let listen = match wish.listen.clone() {
+        Some(wanted) => Some(state.gateways.open(wanted.clone()).await.map_err(|error| {
+            let text = format!("listening for the sandbox at {wanted}: {error}");
+            let hint = match wanted {
+                Endpoint::Tcp(_) => {
+                    Some("is that an address of this machine? use --tunnel unix, or published")
+                }
+                Endpoint::Vsock { .. } => vsock::hint(&error),
+                Endpoint::Unix(_) | Endpoint::Hybrid { .. } => None,
+            };
             let mut refusal = Refusal::new(StatusCode::CONFLICT, text);
-            refusal.problem.hint =
-                Some("is that an address of this machine? use --tunnel unix, or published".to_owned());
+            refusal.problem.hint = hint.map(str::to_owned);
             refusal
         })?),
         None => None,
     };
-    let run = state.registry.register(wish, gateway).await?;
+    let run = state.registry.register(wish, listen.clone()).await?;
     match state.authority.issue(&run.id) {
-        Ok(identity) => Ok(json(StatusCode::CREATED, &Registered { run: run.id.clone(), identity, gateway })),
+        Ok(identity) => Ok(json(StatusCode::CREATED, &Registered { run: run.id.clone(), identity, listen })),
         Err(error) => {
             state.registry.unregister(run.id.clone(), "no certificate could be made".to_owned()).await?;
             Err(Refusal::of(StatusCode::INTERNAL_SERVER_ERROR, &error))

@@ -179,7 +179,7 @@ pub(super) mod tests {
             profile: Some("work".parse().unwrap()),
             agent: Some("claude".to_owned()),
             user: None,
-            gateway: None,
+            listen: None,
             dial: None,
             holder: crate::control::api::Process::current(),
             registered: jiff::Timestamp::UNIX_EPOCH,

@@ -6,7 +6,7 @@
 
 mod entry;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use moat_shared::{
@@ -205,7 +205,7 @@ impl Owner {
 
     fn answer(&mut self, ask: Ask) {
         match ask {
-            Ask::Register(wish, gateway, reply) => self.register(wish, gateway, reply),
+            Ask::Register(wish, listen, reply) => self.register(*wish, listen, reply),
             Ask::Unregister(run, reason, reply) => {
                 let known = self.end(&run, &reason);
                 if known {
@@ -237,7 +237,7 @@ impl Owner {
         }
     }
 
-    fn register(&mut self, wish: Register, gateway: Option<SocketAddr>, reply: Reply<Arc<Run>>) {
+    fn register(&mut self, wish: Register, listen: Option<Endpoint>, reply: Reply<Arc<Run>>) {
         if self.leaving {
             return send(reply, Err(RegistryError::Leaving));
         }
@@ -256,7 +256,7 @@ impl Owner {
             profile: wish.profile,
             agent: wish.agent,
             user: wish.user,
-            gateway,
+            listen,
             dial: None,
             holder: wish.holder,
             registered: Timestamp::now(),
@@ -278,8 +278,8 @@ impl Owner {
 
     /// Where it cannot come to the unix socket.
     fn meet(&self, run: &Run) {
-        if let Some(at) = run.gateway {
-            self.tunnels.gateways.again(at);
+        if let Some(at) = run.listen.clone() {
+            self.tunnels.gateways.keep(run.id.clone(), at);
         }
         if let Some(endpoint) = run.dial.clone() {
             // Nobody dials any more: the bridge is leaving, and the next one finds it on disk.
@@ -446,6 +446,7 @@ impl Owner {
                     self.recorder.audit(&run.id, AuditEvent::RunRegistered { servers });
                     // There may be containers of commands that died before they registered.
                     self.look_for_left_behind(&run);
+                    self.meet(&run);
                     self.runs.insert(run.id.clone(), Entry::new(Arc::clone(&run)));
                     if let Err(Ok(run)) = reply.send(Ok(run)) {
                         abandoned.push(run.id.clone());

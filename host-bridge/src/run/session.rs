@@ -9,7 +9,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -89,7 +88,7 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
     else {
         return Ok(exit::from_signal(INTERRUPTED));
     };
-    let Registered { run: id, identity, gateway } = registered;
+    let Registered { run: id, identity, listen } = registered;
     let session = Session { order, context, client, id, interactive: size.is_some() };
     let mut record = match session.record(runtime.name(), engine.as_deref()) {
         Ok(record) => record,
@@ -98,7 +97,7 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
             return Err(failure);
         }
     };
-    let end = session.registered(built, view, (identity, gateway), &mut record, &mut signals).await;
+    let end = session.registered(built, view, (identity, listen), &mut record, &mut signals).await;
     session.close(record, end).await
 }
 
@@ -123,8 +122,8 @@ async fn register(
         profile: context.global.profile.clone(),
         agent: order.agent.map(|agent| agent.name().to_owned()),
         user: nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name),
-        gateway: match view.tunnel {
-            Way::Gateway(address) => Some(address),
+        listen: match view.tunnel {
+            Way::Gateway(address) => Some(Endpoint::Tcp((address, 0).into())),
             Way::Known(_) => None,
         },
         holder: Process::current(),
@@ -191,11 +190,11 @@ impl Session<'_> {
         &self,
         built: impl Built,
         view: runtime::View,
-        (identity, gateway): (Identity, Option<SocketAddr>),
+        (identity, listen): (Identity, Option<Endpoint>),
         record: &mut Record,
         signals: &mut Signals,
     ) -> End {
-        let startup = match self.startup(view, identity, gateway) {
+        let startup = match self.startup(view, identity, listen) {
             Ok(startup) => startup,
             Err(failure) => return End::Failed(failure),
         };
@@ -260,11 +259,11 @@ impl Session<'_> {
         &self,
         view: runtime::View,
         identity: Identity,
-        gateway: Option<SocketAddr>,
+        listen: Option<Endpoint>,
     ) -> Result<Startup, Failure> {
-        let tunnel = match (&view.tunnel, gateway) {
+        let tunnel = match (&view.tunnel, listen) {
             (Way::Known(tunnel), _) => tunnel.clone(),
-            (Way::Gateway(_), Some(at)) => Tunnel { endpoint: Endpoint::Tcp(at), dialler: Dialler::Sidecar },
+            (Way::Gateway(_), Some(endpoint)) => Tunnel { endpoint, dialler: Dialler::Sidecar },
             (Way::Gateway(_), None) => {
                 return Err(
                     Failure::new("the bridge is older than --tunnel gateway").with_hint("moat proxy restart")

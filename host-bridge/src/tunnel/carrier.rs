@@ -2,15 +2,22 @@
 
 use std::{io, net::TcpStream as StdTcp, os::unix::net::UnixStream as StdUnix};
 
-use moat_shared::{endpoint::Endpoint, id::RunId};
+use moat_shared::{
+    endpoint::{Dialler, Endpoint},
+    id::RunId,
+    rt::vsock,
+};
 use tokio::{
     net::{TcpStream, UnixStream},
     sync::oneshot,
 };
 
+use super::hybrid;
+
 /// A stream of bytes to a sidecar.
 #[derive(Debug)]
 pub(super) enum Carrier {
+    /// Also a vsock stream, which goes by that name.
     Unix(UnixStream),
     Tcp(TcpStream),
 }
@@ -25,11 +32,12 @@ pub(super) enum Parked {
 /// Who opened it.
 #[derive(Debug)]
 pub(super) enum Origin {
-    /// A sidecar came here.
-    Accepted,
+    /// A sidecar came here; how, for people.
+    Accepted(&'static str),
     /// The bridge went to the sandbox of this run: nobody else is served there.
     Dialled {
         run: RunId,
+        via: &'static str,
         /// Dropped when the tunnel is over.
         _over: oneshot::Sender<()>,
     },
@@ -45,7 +53,8 @@ impl Carrier {
                 stream.set_nodelay(true)?;
                 Ok(Self::Tcp(stream))
             }
-            Endpoint::Vsock { .. } => Err(io::ErrorKind::Unsupported.into()),
+            Endpoint::Vsock { cid, port } => Ok(Self::Unix(vsock::dial(*cid, *port).await?)),
+            Endpoint::Hybrid { path, port } => Ok(Self::Unix(hybrid::dial(path, *port).await?)),
         }
     }
 
@@ -66,12 +75,25 @@ impl Parked {
     }
 }
 
+impl Origin {
+    /// How the tunnel comes about, for people.
+    pub(super) const fn via(&self) -> &'static str {
+        match self {
+            Self::Accepted(via) | Self::Dialled { via, .. } => via,
+        }
+    }
+}
+
 /// How a tunnel comes about, for people.
-pub(super) fn name(carrier: &Carrier, origin: &Origin) -> &'static str {
-    match (carrier, origin) {
-        (Carrier::Unix(_), Origin::Accepted) => "unix",
-        (Carrier::Unix(_), Origin::Dialled { .. }) => "unix, dialled",
-        (Carrier::Tcp(_), Origin::Accepted) => "gateway",
-        (Carrier::Tcp(_), Origin::Dialled { .. }) => "published",
+pub(crate) const fn via(endpoint: &Endpoint, dialler: Dialler) -> &'static str {
+    match (endpoint, dialler) {
+        (Endpoint::Unix(_), Dialler::Sidecar) => "unix",
+        (Endpoint::Unix(_), Dialler::Bridge) => "unix, dialled",
+        (Endpoint::Tcp(_), Dialler::Sidecar) => "gateway",
+        (Endpoint::Tcp(_), Dialler::Bridge) => "published",
+        (Endpoint::Vsock { .. }, Dialler::Sidecar) => "vsock",
+        (Endpoint::Vsock { .. }, Dialler::Bridge) => "vsock, dialled",
+        (Endpoint::Hybrid { .. }, Dialler::Sidecar) => "hybrid vsock",
+        (Endpoint::Hybrid { .. }, Dialler::Bridge) => "hybrid vsock, dialled",
     }
 }

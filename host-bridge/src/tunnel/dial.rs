@@ -9,7 +9,7 @@
 //! An engine that publishes a port accepts before the sandbox does: what is closed at once counts as an attempt in vain.
 
 use moat_shared::{
-    endpoint::Endpoint,
+    endpoint::{Dialler, Endpoint},
     id::RunId,
     limits,
     rt::backoff::{Attempt, Backoff},
@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::carrier::{Carrier, Origin};
+use super::carrier::{Carrier, Origin, via};
 use crate::registry::Registry;
 
 /// A sandbox that is to be dialled.
@@ -36,6 +36,7 @@ pub(super) type Dialled = (Carrier, Origin);
 pub(super) async fn keep(dial: Dial, registry: Registry, to: mpsc::Sender<Dialled>) {
     let Dial { run, endpoint } = dial;
     let Ok(mut ticket) = registry.admit(run.clone()).await else { return };
+    let via = via(&endpoint, Dialler::Bridge);
     let dialling = async {
         let mut backoff = Backoff::default();
         loop {
@@ -43,7 +44,11 @@ pub(super) async fn keep(dial: Dial, registry: Registry, to: mpsc::Sender<Dialle
                 Ok(Ok(carrier)) => {
                     let since = Instant::now();
                     let (over, is_over) = oneshot::channel();
-                    if to.send((carrier, Origin::Dialled { run: run.clone(), _over: over })).await.is_err() {
+                    if to
+                        .send((carrier, Origin::Dialled { run: run.clone(), via, _over: over }))
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                     // Dropped with the tunnel: that is the news.

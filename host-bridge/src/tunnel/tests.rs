@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Frame, client::conn::http2::SendRequest};
 use hyper_util::rt::TokioIo;
 use moat_shared::{
+    endpoint::{Endpoint, hybrid_port},
     hello::Hello,
     id::RunId,
     plan::Identity,
@@ -21,7 +22,12 @@ use moat_shared::{
     },
     tls, wire,
 };
-use tokio::{io::AsyncReadExt, net::UnixStream, task::JoinSet, time::Instant};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_rustls::TlsConnector;
 
 use super::*;
@@ -131,6 +137,10 @@ impl Rig {
     }
 
     async fn run(&self) -> (RunId, Identity) {
+        self.run_that_comes_to(None).await
+    }
+
+    async fn run_that_comes_to(&self, listen: Option<Endpoint>) -> (RunId, Identity) {
         let wish = Register {
             name: "brave-otter".to_owned(),
             runtime: "process".to_owned(),
@@ -140,10 +150,10 @@ impl Rig {
             profile: None,
             agent: None,
             user: None,
-            gateway: None,
+            listen: None,
             holder: Process::current(),
         };
-        let run = self.registry.register(wish, None).await.unwrap();
+        let run = self.registry.register(wish, listen).await.unwrap();
         let identity = self.authority.issue(&run.id).unwrap();
         (run.id.clone(), identity)
     }
@@ -153,12 +163,7 @@ impl Rig {
     }
 
     async fn connect_with(&self, config: rustls::ClientConfig) -> Result<Link, BoxError> {
-        let stream = UnixStream::connect(&self.socket).await?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(tls::bridge_name(), stream).await?;
-        let (sender, connection) = h2::sidecar(Owned::default()).handshake(TokioIo::new(stream)).await?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move { drop(connection.await) });
-        Ok(Link { sender, tasks })
+        Link::over(UnixStream::connect(&self.socket).await?, config).await
     }
 
     /// A tunnel that has said hello.
@@ -181,6 +186,14 @@ struct Link {
 }
 
 impl Link {
+    async fn over(stream: UnixStream, config: rustls::ClientConfig) -> Result<Self, BoxError> {
+        let stream = TlsConnector::from(Arc::new(config)).connect(tls::bridge_name(), stream).await?;
+        let (sender, connection) = h2::sidecar(Owned::default()).handshake(TokioIo::new(stream)).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(connection.await) });
+        Ok(Self { sender, tasks })
+    }
+
     async fn send(&mut self, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, BoxError> {
         self.sender.ready().await?;
         let request = Request::builder()
@@ -397,4 +410,77 @@ async fn a_drain_lets_streams_finish_and_says_when_they_do_not() {
     let (drained, ()) = tokio::join!(drain.drain(Duration::from_secs(5)), async { drop(open) });
     assert_eq!(drained, Drained::Finished);
     assert!(UnixStream::connect(&rig.socket).await.is_err(), "nobody is taken in");
+}
+
+/// The device of a guest connects to the socket that is named after its own; the port lasts as long as a run needs it.
+#[tokio::test]
+async fn a_guest_comes_to_a_port_of_its_device() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().unwrap();
+    let device = dir.path().join("v.sock");
+    let at = Endpoint::Hybrid { path: device.clone(), port: 5000 };
+    let port = hybrid_port(&device, 5000);
+    // As a bridge that was killed leaves it.
+    drop(std::os::unix::net::UnixListener::bind(&port).unwrap());
+    let (first, identity) = rig.run_that_comes_to(Some(at.clone())).await;
+    let (second, _) = rig.run_that_comes_to(Some(at)).await;
+    let come = async {
+        loop {
+            match UnixStream::connect(&port).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let mut link = Link::over(soon(come).await, tls::sidecar_config(&identity).unwrap()).await.unwrap();
+    assert_eq!(link.hello(&Hello::ours()).await.unwrap().0, StatusCode::OK);
+    let shown = rig.registry.runs().await.unwrap();
+    let shown = shown.iter().find(|run| run.run == first).unwrap();
+    assert_eq!(shown.tunnel.as_ref().unwrap().transport, "hybrid vsock");
+    assert!(shown.carrier.starts_with("hybrid vsock at vsock:/"), "{}", shown.carrier);
+    rig.registry.unregister(first, "test".to_owned()).await.unwrap();
+    soon(link.tasks.join_next()).await;
+    assert!(UnixStream::connect(&port).await.is_ok(), "the other run needs it");
+    rig.registry.unregister(second, "test".to_owned()).await.unwrap();
+    eventually(|| !port.exists(), "nobody needs the port, and it is there").await;
+}
+
+/// A device that accepts and finds nobody in its guest, one that says nothing, one that has somebody.
+#[tokio::test]
+async fn the_bridge_goes_to_a_port_of_a_guest() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.sock");
+    let device = UnixListener::bind(&path).unwrap();
+    let (run, identity) = rig.run().await;
+    rig.registry.dial(run, Endpoint::Hybrid { path, port: 19081 }).await.unwrap();
+    for answer in [&b""[..], b"OK 19081\n"] {
+        let (mut stream, _) = soon(device.accept()).await.unwrap();
+        let mut asked = vec![0; b"CONNECT 19081\n".len()];
+        soon(stream.read_exact(&mut asked)).await.unwrap();
+        assert_eq!(asked, b"CONNECT 19081\n");
+        stream.write_all(answer).await.unwrap();
+        if answer.is_empty() {
+            continue;
+        }
+        let mut link = Link::over(stream, tls::sidecar_config(&identity).unwrap()).await.unwrap();
+        assert_eq!(link.hello(&Hello::ours()).await.unwrap().0, StatusCode::OK);
+        let shown = rig.registry.runs().await.unwrap().remove(0);
+        assert_eq!(shown.tunnel.unwrap().transport, "hybrid vsock, dialled");
+    }
+}
+
+/// A device that says nothing holds up one attempt, for as long as a handshake may take.
+#[tokio::test(start_paused = true)]
+async fn a_device_that_says_nothing_is_asked_again() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.sock");
+    let device = UnixListener::bind(&path).unwrap();
+    let (run, _) = rig.run().await;
+    rig.registry.dial(run, Endpoint::Hybrid { path, port: 19081 }).await.unwrap();
+    let (_silent, _) = device.accept().await.unwrap();
+    let before = tokio::time::Instant::now();
+    let _again = device.accept().await.unwrap();
+    assert!(before.elapsed() >= limits::HANDSHAKE, "{:?}", before.elapsed());
 }

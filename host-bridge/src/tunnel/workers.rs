@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{
     Door, Shared,
-    carrier::{self, Carrier, Origin, Parked},
+    carrier::{Carrier, Origin, Parked},
     connection::Connection,
     half_open::Guard,
 };
@@ -176,7 +176,7 @@ fn serve<D: Door>(
 async fn tunnel<D: Door>(shared: Arc<Shared<D>>, arrival: Arrival) {
     let Arrival { stream, origin, half_open, drain, counted } = arrival;
     let served = stream.unpark().map(|carrier| {
-        let via = carrier::name(&carrier, &origin);
+        let via = origin.via();
         (carrier, Connection::new(shared, half_open, drain, origin, via))
     });
     match served {

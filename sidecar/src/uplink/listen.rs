@@ -9,9 +9,9 @@
 //! Who connects first has no claim: handshakes run side by side, so that somebody who says nothing keeps nobody waiting.
 //! While a tunnel stands whoever comes is turned away at once.
 
-use std::{collections::VecDeque, fmt, io, net::SocketAddr, os::unix::net, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt, io, os::unix::net, sync::Arc, time::Duration};
 
-use moat_shared::{endpoint::Endpoint, limits};
+use moat_shared::{endpoint::Endpoint, limits, rt::vsock};
 use rustls::ClientConfig;
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -32,6 +32,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A port or a socket that is listened to.
 #[derive(Debug)]
 pub(crate) struct Listening {
+    /// As it came to be: a port may have been left to the kernel.
     at: Endpoint,
     listener: Listener,
 }
@@ -40,16 +41,27 @@ pub(crate) struct Listening {
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
+    Vsock(vsock::Listener),
 }
 
 impl Listening {
+    /// `None` where the bridge cannot dial.
+    ///
     /// # Errors
     /// When the port is not to be had.
-    pub(super) fn at(address: SocketAddr) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let at = Endpoint::Tcp(listener.local_addr()?);
-        Ok(Self { at, listener: Listener::Tcp(TcpListener::from_std(listener)?) })
+    pub(super) fn at(endpoint: Endpoint) -> Option<io::Result<Self>> {
+        match endpoint {
+            Endpoint::Tcp(address) => Some(std::net::TcpListener::bind(address).and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                let at = Endpoint::Tcp(listener.local_addr()?);
+                Ok(Self { at, listener: Listener::Tcp(TcpListener::from_std(listener)?) })
+            })),
+            Endpoint::Vsock { cid, port } => Some(
+                vsock::Listener::bind(cid, port)
+                    .map(|listener| Self { at: endpoint, listener: Listener::Vsock(listener) }),
+            ),
+            Endpoint::Unix(_) | Endpoint::Hybrid { .. } => None,
+        }
     }
 
     /// A socket that PID 1 listens at, in a directory that this process could not write to.
@@ -99,18 +111,25 @@ impl Listening {
 
     async fn accept(&self) -> Box<dyn Carrier> {
         loop {
-            let accepted: io::Result<Box<dyn Carrier>> = match &self.listener {
-                Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    // Without it small frames wait for each other; that is slow, and no reason to refuse.
-                    let _as_it_is = stream.set_nodelay(true).is_err();
-                    Box::new(stream) as _
-                }),
-                Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Box::new(stream) as _),
-            };
-            match accepted {
+            match self.listener.accept().await {
                 Ok(stream) => return stream,
                 Err(_) => sleep(PAUSE).await,
             }
+        }
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Box<dyn Carrier>> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Without it small frames wait for each other; that is slow, and no reason to refuse.
+                let _as_it_is = stream.set_nodelay(true).is_err();
+                Ok(Box::new(stream))
+            }
+            Self::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Self::Vsock(listener) => Ok(Box::new(listener.accept().await?)),
         }
     }
 }

@@ -8,6 +8,7 @@ use moat_shared::{
     endpoint::{Dialler, Endpoint},
     hint::Hint,
     plan,
+    rt::vsock,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -31,9 +32,9 @@ pub(crate) enum Transport {
 /// The endpoint cannot be used by this build.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// vsock.
-    #[error("the endpoint {0} is not supported yet: use unix:<path> or tcp:<ip>:<port>")]
-    Vsock(Endpoint),
+    /// The host's name for a guest's port.
+    #[error("the endpoint {0} is the host's name for it: a guest's is vsock:<cid>:<port>")]
+    Hosts(Endpoint),
     /// A socket's listener is PID 1's to hand over.
     #[error("waiting for the bridge to dial {0} needs a listener, and PID 1 has handed none over")]
     NoListener(Endpoint),
@@ -58,7 +59,9 @@ pub(crate) struct DialError {
 
 impl Hint for DialError {
     fn hint(&self) -> Option<std::borrow::Cow<'_, str>> {
-        Some("is the bridge running? try `moat proxy status` on the host".into())
+        let vsock =
+            matches!(self.endpoint, Endpoint::Vsock { .. }).then(|| vsock::hint(&self.source)).flatten();
+        Some(vsock.unwrap_or("is the bridge running? try `moat proxy status` on the host").into())
     }
 }
 
@@ -66,16 +69,19 @@ impl Transport {
     /// `socket`: PID 1's, where the bridge dials one.
     pub(crate) fn new(tunnel: &plan::Tunnel, socket: Option<UnixListener>) -> Result<Self, TransportError> {
         let endpoint = tunnel.endpoint.clone();
-        let listening = match (tunnel.dialler, &endpoint) {
-            (_, Endpoint::Vsock { .. }) => return Err(TransportError::Vsock(endpoint)),
-            (Dialler::Sidecar, _) => return Ok(Self::Dials(Dialling(endpoint))),
-            (Dialler::Bridge, Endpoint::Tcp(address)) => Listening::at(*address),
-            (Dialler::Bridge, Endpoint::Unix(_)) => match socket {
-                Some(socket) => Listening::of_pid_1(endpoint.clone(), socket),
-                None => return Err(TransportError::NoListener(endpoint)),
-            },
+        let listening = match (tunnel.dialler, &endpoint, socket) {
+            (_, Endpoint::Hybrid { .. }, _) => return Err(TransportError::Hosts(endpoint)),
+            (Dialler::Sidecar, ..) => return Ok(Self::Dials(Dialling(endpoint))),
+            (Dialler::Bridge, Endpoint::Unix(_), Some(socket)) => {
+                Some(Listening::of_pid_1(endpoint.clone(), socket))
+            }
+            (Dialler::Bridge, ..) => Listening::at(endpoint.clone()),
         };
-        listening.map(Self::Listens).map_err(|source| TransportError::Bind { endpoint, source })
+        match listening {
+            Some(Ok(listening)) => Ok(Self::Listens(listening)),
+            Some(Err(source)) => Err(TransportError::Bind { endpoint, source }),
+            None => Err(TransportError::NoListener(endpoint)),
+        }
     }
 
     /// While a tunnel stands, whoever else comes is turned away. Never returns.
@@ -122,7 +128,8 @@ impl Dialling {
                 stream.set_nodelay(true)?;
                 Ok(Box::new(stream))
             }
-            Endpoint::Vsock { .. } => Err(io::ErrorKind::Unsupported.into()),
+            Endpoint::Vsock { cid, port } => Ok(Box::new(vsock::dial(*cid, *port).await?)),
+            Endpoint::Hybrid { .. } => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -135,7 +142,8 @@ mod tests {
     #[test_case("unix:/a", Dialler::Sidecar => true; "unix")]
     #[test_case("tcp:127.0.0.1:1", Dialler::Sidecar => true; "tcp")]
     #[test_case("tcp:127.0.0.1:0", Dialler::Bridge => true; "a port that the bridge dials")]
-    #[test_case("vsock:2:1", Dialler::Sidecar => false; "vsock")]
+    #[test_case("vsock:2:1", Dialler::Sidecar => true; "vsock")]
+    #[test_case("vsock:/v.sock:1", Dialler::Sidecar => false; "what only the host has")]
     #[test_case("unix:/a", Dialler::Bridge => false; "a socket that the bridge dials, and nobody listens at")]
     #[tokio::test]
     async fn supported(endpoint: &str, dialler: Dialler) -> bool {

@@ -116,6 +116,7 @@ mod tests {
             transport: "unix".into(),
         });
         RunStatus {
+            carrier: "unix".to_owned(),
             run: "run_0123456789ab".parse().unwrap(),
             name: "otter".into(),
             runtime: "process".into(),

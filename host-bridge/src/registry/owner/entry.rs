@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use moat_shared::id::ServerName;
+use moat_shared::{endpoint::Dialler, id::ServerName};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::Instant,
@@ -13,6 +13,7 @@ use crate::{
     control::api::{HoldEvent, PolicyState, RunStatus, ServerStatus, TunnelStatus},
     pipeline::{News, Notice},
     server::Server,
+    tunnel::via,
 };
 
 const SAME_WARNING: Duration = Duration::from_secs(60);
@@ -119,8 +120,16 @@ impl Entry {
             name: self.run.name.clone(),
             runtime: self.run.runtime.clone(),
             registered: self.run.registered,
+            carrier: carrier(&self.run),
             tunnel: open.map(|(_, status)| status.clone()),
             servers: self.run.servers.iter().map(server).collect(),
         }
     }
+}
+
+/// How the run's tunnel comes about, for people.
+fn carrier(run: &Run) -> String {
+    let ways = [(&run.dial, Dialler::Bridge), (&run.listen, Dialler::Sidecar)];
+    let own = ways.into_iter().find_map(|(at, dialler)| Some((at.as_ref()?, dialler)));
+    own.map_or_else(|| "unix".to_owned(), |(at, dialler)| format!("{} at {at}", via(at, dialler)))
 }

@@ -41,7 +41,7 @@ fn wish(holder: Process) -> Register {
         profile: run.profile,
         agent: run.agent,
         user: run.user,
-        gateway: None,
+        listen: None,
         holder,
     }
 }
