@@ -1,6 +1,7 @@
 //! End to end: the real `moat`, its bridge and its sandboxes, with real servers and clients on both sides.
 //!
-//! Each test of a sandbox is a row per [`Place`]: namespaces, Docker, podman, Docker over a published port, a stand-in for Apple's containers. A test that needs a part which this machine has not is ignored, and one line says so. With
+//! Each test of a sandbox is a row per [`Place`]: namespaces, Docker, podman, Docker over a published port, a stand-in for Apple's containers;
+//! those of [`GUEST`] in a virtual machine as well. A test that needs a part which this machine has not is ignored, and one line says so. With
 //! `MOAT_TESTS_REQUIRE=all` it fails instead.
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod faults;
 mod files;
 mod fixtures;
 mod further;
+mod guest;
 mod hangs;
 mod house;
 mod images;
@@ -120,6 +122,28 @@ const PROCESS_ONLY: [&str; 15] = [
     "network::",
 ];
 
+/// Tests that are run in a virtual machine as well, unchanged: all that need no more of `moat run` than a run.
+const GUEST: [&str; 18] = [
+    "door::",
+    "injection::exactly_once",
+    "injection::a_foreign_value_is_refused",
+    "injection::a_redirect_never_carries_it",
+    "injection::a_reflection_is_scrubbed",
+    "injection::other_credentials_do_not_travel",
+    "restart::killed_and_back",
+    "restart::killed_in_a_call",
+    "restart::an_unknown_server",
+    "rules::",
+    "secrets::nothing_inside_holds_a_credential",
+    "secrets::the_host_side_is_out_of_reach",
+    "streaming::r13_r15_r16_sessions_and_event_ids_pass",
+    "streaming::r14_events_arrive_when_they_are_sent",
+    "streaming::r17_a_departure_reaches_the_upstream",
+    "streaming::r20_silence_brings_a_comment_after_15_seconds",
+    "streaming::r23_many_streams_at_once",
+    "streaming::sampling_and_elicitation_pass",
+];
+
 /// Where this test is run.
 fn places(name: &str, test: &Test) -> Vec<Place> {
     // A container's own properties, in each engine.
@@ -132,6 +156,9 @@ fn places(name: &str, test: &Test) -> Vec<Place> {
     if name.starts_with("published::") {
         return vec![Place::Published];
     }
+    if name.starts_with("guest::") {
+        return vec![Place::Guest];
+    }
     let everywhere =
         test.needs.contains(&Part::Sandbox) && !PROCESS_ONLY.iter().any(|only| name.starts_with(only));
     match everywhere {
@@ -143,6 +170,9 @@ fn places(name: &str, test: &Test) -> Vec<Place> {
         // A port is published on a network that the container has.
         true if name == "sandbox::only_loopback" => {
             Place::ALL.into_iter().filter(|place| *place != Place::Published).collect()
+        }
+        true if GUEST.iter().any(|guest| name.starts_with(guest)) => {
+            Place::ALL.into_iter().chain([Place::Guest]).collect()
         }
         true => Place::ALL.to_vec(),
     }
@@ -188,6 +218,7 @@ fn main() -> ExitCode {
         ("containers", containers::TESTS),
         ("published", published::TESTS),
         ("apple", apple::TESTS),
+        ("guest", guest::TESTS),
         ("agents", agents::TESTS),
         ("images", images::TESTS),
     ];

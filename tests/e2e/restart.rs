@@ -7,6 +7,7 @@ use moat_tests::{
     clock::{eventually, millis, now},
     inside::Inside,
     parts::Part,
+    place::Place,
     trouble::ensure,
 };
 
@@ -83,11 +84,14 @@ fn nothing_is_acknowledged_before_it_is_on_the_disk() -> Outcome {
 /// Asks until the credential's server answers; how long that took.
 fn answers_again(inside: &Inside) -> Outcome<f64> {
     let start = now();
+    let mut last = None;
     let works = || {
         let answer = inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB));
-        answer.ok().filter(|answer| answer.status == 200).map(|_| ())
+        last = Some(answer);
+        last.as_ref()?.as_ref().ok().filter(|answer| answer.status == 200).map(|_| ())
     };
-    eventually("the run works again", Duration::from_secs(15), works)?;
+    eventually("the run works again", Duration::from_secs(30), works)
+        .map_err(|trouble| Trouble::new(format!("{trouble}\nlast: {last:?}\nprinted: {}", inside.noise())))?;
     Ok(millis(now() - start))
 }
 
@@ -95,6 +99,9 @@ fn answers_again(inside: &Inside) -> Outcome<f64> {
 const RESTARTED: f64 = 2000.0;
 /// From the restart to a run that works, in milliseconds.
 const BACK: f64 = 2000.0;
+/// A guest's device may drop the host's end without a word, which pings find out (10 s), and let a dial that nobody takes
+/// time out, which the kernel does after 2 s. In milliseconds.
+const UNTOLD: f64 = 12_000.0;
 
 /// Kills the bridge; when it died, when the next one was there, and when the run worked again.
 fn kill_and_wait(stage: &Stage, inside: &Inside) -> Outcome<[u64; 3]> {
@@ -117,12 +124,13 @@ fn kill_and_wait(stage: &Stage, inside: &Inside) -> Outcome<[u64; 3]> {
 fn killed_and_back() -> Outcome {
     let stage = Stage::new()?;
     let inside = stage.rig.console()?;
+    let within = if Place::here() == Place::Guest { BACK + UNTOLD } else { BACK };
     for _ in 0..5 {
         answers_again(&inside)?;
         let [killed, restarted, answered] = kill_and_wait(&stage, &inside)?;
         let (restart, back) = (millis(restarted - killed), millis(answered.saturating_sub(restarted)));
         ensure(restart < RESTARTED, || format!("{restart:.0} ms until the bridge was started again"))?;
-        ensure(back < BACK, || format!("{back:.0} ms from the restart until the run worked again"))?;
+        ensure(back < within, || format!("{back:.0} ms from the restart until the run worked again"))?;
     }
     let visit = inside.visit("vault", false, &[(VAULT_HEADER, VAULT_STUB)], &[])?;
     ensure(visit["tools"].as_array().is_some_and(|tools| tools.len() > 3), || visit.to_string())?;

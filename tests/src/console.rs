@@ -93,3 +93,15 @@ pub enum Event {
     /// The task failed.
     Failed(String),
 }
+
+impl Event {
+    /// The same with another time.
+    #[must_use]
+    pub(crate) fn at(mut self, when: impl Fn(u64) -> u64) -> Self {
+        match &mut self {
+            Self::Head { at, .. } | Self::Data { at, .. } | Self::End { at, .. } => *at = when(*at),
+            Self::Done(_) | Self::Failed(_) => {}
+        }
+        self
+    }
+}

@@ -279,7 +279,7 @@ pub(crate) fn make_root(root: &Path) -> Outcome {
 }
 
 /// The shared libraries of a program, and its loader.
-fn libraries(program: &Path) -> Outcome<Vec<String>> {
+pub(crate) fn libraries(program: &Path) -> Outcome<Vec<String>> {
     let said = Command::new("ldd").arg(program).output()?;
     let words = String::from_utf8_lossy(&said.stdout).into_owned();
     Ok(words.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())

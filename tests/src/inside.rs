@@ -13,13 +13,14 @@ use serde_json::Value;
 
 use crate::{
     Outcome, Trouble,
-    clock::eventually,
+    clock::{eventually, now},
     console::{
         Event, Exec, Order, Report, Task,
         crowd::{Crowd, Each},
         http::{Body, Call},
         mcp::Visit,
     },
+    guest::Machine,
     rig::{PATIENCE, Ran},
 };
 
@@ -33,6 +34,10 @@ pub struct Inside {
     readers: Vec<thread::JoinHandle<()>>,
     next: std::cell::Cell<u64>,
     writing: Mutex<()>,
+    /// What the clock inside says when this machine's says 0.
+    ahead: i64,
+    /// Lives as long as a guest that needs it.
+    machine: Option<Machine>,
     /// `MOAT_RELAY_URL` as the sandbox sees it.
     pub relay_url: String,
 }
@@ -42,7 +47,60 @@ impl Inside {
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn start(mut command: Command) -> Outcome<Self> {
+    pub fn start(command: Command) -> Outcome<Self> {
+        let mut inside = Self::started(command)?;
+        inside.look_around(PATIENCE * 2)?;
+        Ok(inside)
+    }
+
+    /// The same in a machine of its own, which has another clock: with these bytes first on its stdin, and so long until
+    /// its first answer.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(crate) fn start_after(command: Command, first: &[u8], within: Duration) -> Outcome<Self> {
+        let mut inside = Self::started(command)?;
+        if let Some(mut stdin) = inside.stdin.as_ref() {
+            stdin.write_all(first)?;
+        }
+        inside.look_around(within)?;
+        inside.set_clock()?;
+        Ok(inside)
+    }
+
+    fn look_around(&mut self, within: Duration) -> Outcome {
+        let environ = self.order(Task::Environ)?.value_within(within)?;
+        self.relay_url = environ["MOAT_RELAY_URL"].as_str().unwrap_or_default().to_owned();
+        Ok(())
+    }
+
+    /// Compares the clocks, by the quickest of a few answers.
+    fn set_clock(&mut self) -> Outcome {
+        let asked = (0..10).map(|_| {
+            let before = now();
+            // No task has that number: what comes back is the time.
+            let there = self.order(Task::Abandon(0))?.value()?["at"].as_i64().unwrap_or_default();
+            let (after, before) = (i64::try_from(now())?, i64::try_from(before)?);
+            Ok((after - before, there - i64::midpoint(before, after)))
+        });
+        let asked: Vec<(i64, i64)> = asked.collect::<Outcome<_>>()?;
+        self.ahead = asked.into_iter().min().map_or(0, |(_, ahead)| ahead);
+        Ok(())
+    }
+
+    /// A time of the sandbox's, by this machine's clock.
+    fn here(&self, at: u64) -> u64 {
+        at.saturating_add_signed(-self.ahead)
+    }
+
+    /// With all around it that lives as long.
+    #[must_use]
+    pub(crate) fn beside(mut self, machine: Machine) -> Self {
+        self.machine = Some(machine);
+        self
+    }
+
+    fn started(mut command: Command) -> Outcome<Self> {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (reports, noise) = (Arc::<Mutex<Vec<Report>>>::default(), Arc::<Mutex<String>>::default());
@@ -68,7 +126,7 @@ impl Inside {
         }
         let stdin = child.stdin.take();
         let next = std::cell::Cell::new(1);
-        let mut inside = Self {
+        Ok(Self {
             child,
             stdin,
             reports,
@@ -76,16 +134,17 @@ impl Inside {
             readers,
             next,
             writing: Mutex::default(),
+            ahead: 0,
+            machine: None,
             relay_url: String::new(),
-        };
-        inside.relay_url = inside.environ()?["MOAT_RELAY_URL"].as_str().unwrap_or_default().to_owned();
-        Ok(inside)
+        })
     }
 
     /// What moat and the program printed that is no report.
     #[must_use]
     pub fn noise(&self) -> String {
-        self.noise.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let noise = self.noise.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        noise + &self.machine.as_ref().map(Machine::console).unwrap_or_default()
     }
 
     /// Gives an order.
@@ -259,7 +318,8 @@ impl Pending<'_> {
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
         let reports = self.inside.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        reports.iter().filter(|report| report.id == self.id).map(|report| report.event.clone()).collect()
+        let ours = reports.iter().filter(|report| report.id == self.id).map(|report| report.event.clone());
+        ours.map(|event| event.at(|at| self.inside.here(at))).collect()
     }
 
     /// Waits until the events are as wanted.
@@ -330,7 +390,8 @@ impl Pending<'_> {
     /// When the sandbox is gone.
     pub fn abandon(&self) -> Outcome<u64> {
         let value = self.inside.order(Task::Abandon(self.id))?.value()?;
-        value["at"].as_u64().ok_or_else(|| Trouble::new("no time"))
+        let at = value["at"].as_u64().ok_or_else(|| Trouble::new("no time"))?;
+        Ok(self.inside.here(at))
     }
 
     /// Waits for the whole answer to a request.

@@ -15,6 +15,7 @@ pub mod corpus;
 pub mod engine;
 pub mod faults;
 pub mod foreign;
+pub mod guest;
 pub mod inside;
 pub mod listen;
 pub mod matrix;

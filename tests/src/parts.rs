@@ -46,6 +46,8 @@ pub enum Part {
     Podman,
     /// What the stand-in for Apple's containers is made of.
     Apple,
+    /// QEMU, a kernel and the vsock device's program: a guest can be started.
+    Guest,
     /// pasta, root to make hosts of the test's own with `ip`, and the device that pasta moves packets through.
     Pasta,
     /// Claude Code, Codex and Gemini CLI, and a Node that runs them.
@@ -78,6 +80,9 @@ impl Part {
             Self::Docker => "dockerd, docker, busybox-static, ip, and root",
             Self::Apple => "unshare, nsenter, busybox-static, ip, and root",
             Self::Podman => "podman, docker, busybox-static, and root",
+            Self::Guest => {
+                "qemu-system-x86_64, busybox-static, and a kernel and vhost-device-vsock in target/clients/guest (see .ci/run)"
+            }
             Self::Pasta => "pasta (package passt), ip, /dev/net/tun, and root",
             Self::Debian => "a debootstrapped Debian (see .ci/run)",
             Self::Agents => "claude, codex, gemini and node 22 (see .ci/run)",
@@ -118,6 +123,7 @@ impl Part {
                     && succeeds(Command::new("busybox").arg("--list"))
                     && succeeds(Command::new("ip").arg("-V"))
             }
+            Self::Guest => crate::guest::here(),
             Self::Pasta => {
                 Self::Root.here()
                     && Path::new("/dev/net/tun").exists()

@@ -22,6 +22,8 @@ pub enum Place {
     Published,
     /// A stand-in for Apple's containers, whose relays are broken in every way that is known.
     Apple,
+    /// A virtual machine without a network device, the tunnel over vsock.
+    Guest,
 }
 
 thread_local! {
@@ -29,7 +31,7 @@ thread_local! {
 }
 
 impl Place {
-    /// All rows.
+    /// The rows of each test of a sandbox. A guest is started by no runtime of moat's: it has chosen ones.
     pub const ALL: [Self; 5] = [Self::Process, Self::Docker, Self::Podman, Self::Published, Self::Apple];
 
     /// As a test's name begins.
@@ -41,14 +43,15 @@ impl Place {
             Self::Podman => "podman",
             Self::Published => "published",
             Self::Apple => "apple",
+            Self::Guest => "guest",
         }
     }
 
-    /// What moat calls its runtime.
+    /// What moat's own commands are told.
     #[must_use]
     pub const fn runtime(self) -> &'static str {
         match self {
-            Self::Process => "process",
+            Self::Process | Self::Guest => "process",
             Self::Docker | Self::Published => "docker",
             Self::Podman => "podman",
             Self::Apple => "apple",
@@ -63,6 +66,7 @@ impl Place {
             Self::Docker | Self::Published => Part::Docker,
             Self::Podman => Part::Podman,
             Self::Apple => Part::Apple,
+            Self::Guest => Part::Guest,
         }
     }
 
@@ -83,7 +87,7 @@ impl Place {
     /// When it does not start.
     pub fn engine(self) -> Outcome<Option<&'static Engine>> {
         match self {
-            Self::Process | Self::Apple => Ok(None),
+            Self::Process | Self::Apple | Self::Guest => Ok(None),
             Self::Docker | Self::Published => engine::docker().map(Some),
             Self::Podman => engine::podman().map(Some),
         }

@@ -21,7 +21,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    Outcome, Trouble, apple::Apple, clock::eventually, engine, inside::Inside, pki::Authority, place::Place,
+    Outcome, Trouble,
+    apple::Apple,
+    clock::eventually,
+    engine,
+    guest::{Guest, Settings},
+    inside::Inside,
+    pki::Authority,
+    place::Place,
     trouble::ensure,
 };
 
@@ -187,6 +194,12 @@ impl Rig {
         &self.mark
     }
 
+    /// What is removed with it.
+    #[must_use]
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     /// `MOAT_HOME`.
     #[must_use]
     pub fn home(&self) -> PathBuf {
@@ -217,7 +230,7 @@ impl Rig {
     /// When it cannot be written.
     pub fn config(&self, yaml: &str) -> Outcome {
         let mut yaml = yaml.to_owned();
-        if self.place != Place::Process {
+        if !matches!(self.place, Place::Process | Place::Guest) {
             let network = if self.place == Place::Published { "open" } else { "none" };
             for (key, line) in [
                 ("image:", format!("image: {}\n", engine::IMAGE)),
@@ -308,6 +321,10 @@ impl Rig {
     /// # Errors
     /// When it does not come up.
     pub fn console_with(&self, flags: &[&str]) -> Outcome<Inside> {
+        if self.place == Place::Guest {
+            ensure(flags.is_empty(), || "a guest has no flags".to_owned())?;
+            return Ok(Guest::start(self, &Settings::default())?.into_inside());
+        }
         let client = self.place("moat-fixture-client")?;
         let workspace = self.workspace.to_string_lossy();
         let mark = format!("RIG={}", self.mark);

@@ -76,10 +76,14 @@ pub(crate) async fn greet(
         }
         Transport::Listens(at) => at.authenticated(tls).await,
     };
-    let (mut sender, mut driver): (SendRequest<Outgoing>, Driver) = rt::h2::sidecar(tasks.clone())
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| sort(transport, Box::new(error)))?;
+    let mut settings = rt::h2::sidecar(tasks.clone());
+    if transport.is_vsock() {
+        settings
+            .keep_alive_interval(limits::GUEST_PING_INTERVAL)
+            .keep_alive_timeout(limits::GUEST_PING_TIMEOUT);
+    }
+    let (mut sender, mut driver): (SendRequest<Outgoing>, Driver) =
+        settings.handshake(TokioIo::new(stream)).await.map_err(|error| sort(transport, Box::new(error)))?;
     let answer = tokio::select! {
         answer = say_hello(&mut sender) => answer.map_err(|error| sort(transport, error))?,
         ended = &mut driver => {

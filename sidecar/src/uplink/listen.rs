@@ -73,6 +73,10 @@ impl Listening {
         Ok(Self { at, listener: Listener::Unix(UnixListener::from_std(listener)?) })
     }
 
+    pub(super) const fn endpoint(&self) -> &Endpoint {
+        &self.at
+    }
+
     /// The first caller that proves to be the bridge. The caller sets the deadline.
     pub(super) async fn authenticated(&self, tls: &Arc<ClientConfig>) -> Secured {
         let mut handshakes = JoinSet::new();

@@ -84,6 +84,14 @@ impl Transport {
         }
     }
 
+    pub(crate) fn is_vsock(&self) -> bool {
+        let endpoint = match self {
+            Self::Dials(to) => &to.0,
+            Self::Listens(at) => at.endpoint(),
+        };
+        matches!(endpoint, Endpoint::Vsock { .. })
+    }
+
     /// While a tunnel stands, whoever else comes is turned away. Never returns.
     pub(crate) async fn turn_away(&self) {
         match self {

@@ -1,10 +1,11 @@
-//! `cargo bench-start [docker] [N]`: what moat adds to the start of a sandbox.
+//! `cargo bench-start [docker | guest] [N]`: what moat adds to the start of a sandbox.
 //!
 //! `moat run -- true` with a warm bridge, against `unshare` with the same namespaces around the same `true`, in pairs
 //! whose order changes, so that both meet the same machine; with `docker`, `moat run --image X true` against `docker run
 //! X true` on an engine of its own. What counts is the median of the pairs' differences; with an engine the ratio. Whether
 //! the budget is kept can only be said of a machine that has time for it: when others use much of it, the output says
-//! so, and the exit code is that of success.
+//! so, and the exit code is that of success. With `guest`, what the time goes into from the start of the sidecar in a virtual
+//! machine to its agent's first tool result; that has no budget, for there is no KVM.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -14,7 +15,12 @@ use std::{
 };
 
 use moat_tests::{
-    Outcome, engine,
+    Outcome, Trouble,
+    clock::{millis, now},
+    engine,
+    faults::Faults,
+    guest::{Guest, Settings},
+    inside::Request,
     measure::{Machine, Others, Spread, ms, processor_ms},
     place::Place,
     rig::Rig,
@@ -32,6 +38,8 @@ const OTHERS: f64 = 0.25;
 /// Pairs of starts, unless the command line says otherwise.
 const PAIRS: usize = 40;
 const WARM_UP: usize = 3;
+/// Guests, unless the command line says otherwise.
+const GUESTS: usize = 7;
 
 fn main() -> ExitCode {
     match run() {
@@ -46,6 +54,9 @@ fn main() -> ExitCode {
 
 fn run() -> Outcome<bool> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "guest") {
+        return guests(arguments.get(1).map_or(Ok(GUESTS), |text| text.parse())?);
+    }
     let docker = arguments.first().is_some_and(|first| first == "docker");
     if docker {
         arguments.remove(0);
@@ -56,6 +67,54 @@ fn run() -> Outcome<bool> {
     let left = engine::stop();
     ensure(left.is_empty(), || format!("left by the engine: {left:?}"))?;
     judged
+}
+
+/// One guest after another; the first is not counted.
+fn guests(count: usize) -> Outcome<bool> {
+    let mut parts: [Vec<f64>; 4] = Default::default();
+    for number in 0..=count {
+        let took = guest()?;
+        if number > 0 {
+            parts.iter_mut().zip(took).for_each(|(part, took)| part.push(took));
+        }
+    }
+    println!(
+        "a virtual machine without KVM (TCG) and without a network, the tunnel over vsock; {count} starts"
+    );
+    println!("                             median   (quartiles)");
+    let names = ["boot, before the sidecar", "init", "tunnel", "call"];
+    for (name, part) in names.into_iter().zip(&parts) {
+        println!("  {name:<24}{}", shown(Spread::of(part.iter().copied())?));
+    }
+    let whole = (0..count).map(|index| parts[1..].iter().map(|part| part[index]).sum::<f64>());
+    println!("  {:<24}{}", "sidecar to tool result", shown(Spread::of(whole)?));
+    Ok(true)
+}
+
+/// Milliseconds until the sidecar starts, until it has started the relay, until the tunnel stands and the agent is started,
+/// and of the agent's first call. The kernel tells starts in hundredths of a second.
+fn guest() -> Outcome<[f64; 4]> {
+    let rig = Rig::new()?;
+    let server = Faults::plain()?;
+    rig.config(&format!("mcp:\n  - name: open\n    url: {}\n", server.url()))?;
+    let guest = Guest::start(&rig, &Settings::default())?;
+    let before = now();
+    let answer = guest.inside.answer(&Request::rpc("/mcp/open/ok", 1, "tools/call"))?;
+    ensure(answer.status == 200, || format!("{answer:?}"))?;
+    let call = millis(answer.end_at.saturating_sub(before));
+    let said = guest.inside.exec(&["sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null"], &[])?.out;
+    let started = |name: &str| {
+        let of = |line: &str| {
+            let (pid, rest) = line.split_once(" (")?;
+            let (known, rest) = rest.rsplit_once(") ")?;
+            let ticks: f64 = rest.split(' ').nth(19)?.parse().ok()?;
+            (pid != "1" && name == known).then_some(ticks * 10.0)
+        };
+        said.lines().find_map(of).ok_or_else(|| Trouble::new(format!("no {name} in the guest: {said}")))
+    };
+    let sidecar = guest.machine.sidecar_started()? * 1000.0;
+    let (relay, agent) = (started("exe")?, started("moat-fixture-cl")?);
+    Ok([sidecar, relay - sidecar, agent - relay, call])
 }
 
 /// The same image, workspace and network, without moat.

@@ -105,7 +105,16 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 
 fn processes() -> Vec<PathBuf> {
     let digits = |name: &std::ffi::OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
-    entries(Path::new("/proc")).into_iter().filter(|path| path.file_name().is_some_and(digits)).collect()
+    let all = entries(Path::new("/proc")).into_iter().filter(|path| path.file_name().is_some_and(digits));
+    all.filter(|path| !is_kernels(path)).collect()
+}
+
+/// A thread of the kernel's, which has no memory to look into: `PF_KTHREAD` among the flags, the ninth field of its `stat`.
+fn is_kernels(process: &Path) -> bool {
+    const KERNEL: u32 = 0x0020_0000;
+    let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    let flags = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & KERNEL != 0)
 }
 
 /// Reads every file below; other file systems that are mounted there have their own entry in `roots`.
