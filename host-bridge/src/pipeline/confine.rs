@@ -42,7 +42,9 @@ pub(super) fn join(
             target.push_str(theirs);
         }
     }
-    target.parse().map_err(|_| "it is not a URL path")
+    let joined: PathAndQuery = target.parse().map_err(|_| "it is not a URL path")?;
+    // What is read as a fragment is left out: `key#x` was judged, and `key` would be sent.
+    if joined.as_str() == target { Ok(joined) } else { Err("a fragment") }
 }
 
 /// May this stand below the configured path? Empty, or `/` and segments.
@@ -165,6 +167,8 @@ mod tests {
     #[test_case("key%5Bx%5D=mine"; "a map, encoded")]
     #[test_case("+key=mine"; "space before")]
     #[test_case("key%00x=mine"; "cut by a zero")]
+    #[test_case("key#"; "with a fragment, which is left out")]
+    #[test_case("key#?#x"; "with more of them")]
     fn a_configured_parameter_is_never_replaced(query: &str) {
         assert!(join(&upstream("https://h/mcp?key=k"), "", Some(query)).is_err());
     }
