@@ -33,6 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("what_cannot_be_enforced_is_refused", APPLE, what_cannot_be_enforced),
     Test::new("exit_codes", APPLE, exit_codes),
     Test::new("a_terminal", APPLE, a_terminal),
+    Test::new("stopped_by_the_tool", APPLE, stopped_by_the_tool),
     Test::new("both_carriers", APPLE, both_carriers),
     Test::new("one_connection_at_a_time", APPLE, one_connection_at_a_time),
     Test::new("a_bridge_that_comes_back", APPLE, a_bridge_that_comes_back),
@@ -168,6 +169,41 @@ fn a_terminal() -> Outcome {
         ensure(!ran.out.contains(secret), || format!("the terminal shows {secret}: {:?}", ran.out))?;
     }
     Ok(())
+}
+
+/// The tool gives five seconds; PID 1 has ended everything before, and taken out what it had put in.
+fn stopped_by_the_tool() -> Outcome {
+    let stage = Stage::new()?;
+    for (script, code) in [("trap 'exit 5' TERM", 5), ("trap '' TERM", 137)] {
+        let script = format!("{script}; echo up-{code}; while :; do sleep 0.1; done");
+        let workspace = stage.rig.workspace().to_string_lossy().into_owned();
+        let mut child = stage
+            .rig
+            .moat(&["run", &workspace, "--", "sh", "-c", &script])?
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let checked = stopped(&stage.rig, &mut child, code);
+        let _ended_already = (child.kill(), child.wait());
+        checked.map_err(|trouble| Trouble::new(format!("{script}: {trouble}")))?;
+    }
+    Ok(())
+}
+
+fn stopped(rig: &Rig, child: &mut std::process::Child, code: i32) -> Outcome {
+    let up = format!("up-{code}");
+    eventually("the program is up", PATIENCE, || {
+        rig.run(&["logs"]).ok().filter(|ran| ran.out.contains(&up)).map(|_| ())
+    })?;
+    let put_in = rig.workspace().join(".mcp.json");
+    ensure(put_in.exists(), || "nothing was put in".to_owned())?;
+    let id = rig.containers().pop().ok_or_else(|| Trouble::new("no container"))?;
+    let tool = rig.apple()?.tool();
+    let stopped = std::process::Command::new(tool).args(["stop", &id]).output()?;
+    ensure(stopped.status.success(), || format!("{stopped:?}"))?;
+    let ended = eventually("the run ends", PATIENCE, || child.try_wait().ok().flatten())?;
+    ensure(ended.code() == Some(code), || format!("{ended:?}, not {code}"))?;
+    ensure(!put_in.exists(), || "PID 1 did not come to take out what it had put in".to_owned())
 }
 
 fn both_carriers() -> Outcome {
@@ -318,7 +354,7 @@ fn nothing_is_kept() -> Outcome {
     works(&inside)?;
     let container = stage.rig.apple()?.container()?;
     let id = stage.rig.containers().pop().unwrap_or_default();
-    let tool = container.join("../../container");
+    let tool = stage.rig.apple()?.tool();
     for arguments in [&["inspect", &id][..], &["list", "--all", "--format", "json"]] {
         let said = std::process::Command::new(&tool).args(arguments).output()?;
         let text = String::from_utf8_lossy(&said.stdout).into_owned();

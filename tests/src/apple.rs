@@ -86,6 +86,12 @@ impl Apple {
         format!("{}:{}", self.0.display(), before.to_string_lossy())
     }
 
+    /// The command, by the path that moat finds.
+    #[must_use]
+    pub fn tool(&self) -> PathBuf {
+        self.0.join("container")
+    }
+
     /// Has it behave otherwise.
     ///
     /// # Errors
