@@ -295,12 +295,14 @@ fn a_relay_that_dies_of_one_refusal() -> Outcome {
     let inside = stage.rig.console_with(&["--tunnel", "unix"])?;
     works(&inside)?;
     let container = stage.rig.apple()?.container()?;
-    // Ten seconds without a bridge: every attempt of the sidecar's is in vain, and none is refused.
-    let bridge = stage.rig.bridge().ok_or_else(|| Trouble::new("no bridge"))?;
-    nix::sys::signal::kill(bridge, nix::sys::signal::Signal::SIGSTOP)?;
+    // Without a bridge, and without anybody who would start the next: every attempt of the sidecar's is in vain, and none
+    // is refused.
+    let holder = nix::unistd::Pid::from_raw(i32::try_from(inside.pid())?);
+    nix::sys::signal::kill(holder, nix::sys::signal::Signal::SIGSTOP)?;
+    let killed = stage.rig.kill_bridge();
     std::thread::sleep(Duration::from_secs(3));
-    nix::sys::signal::kill(bridge, nix::sys::signal::Signal::SIGCONT)?;
-    stage.rig.kill_bridge()?;
+    nix::sys::signal::kill(holder, nix::sys::signal::Signal::SIGCONT)?;
+    killed?;
     comes_back(&inside, PATIENCE)?;
     ensure(!container.join("dead").exists(), || "the relay was refused once".to_owned())?;
     // That the stand-in would have died: the socket goes, somebody connects, and it never delivers again.
