@@ -71,8 +71,8 @@ fn check_rest(rest: &str) -> Result<(), &'static str> {
         {
             return Err("a doubly encoded path");
         }
-        // `..;x` is `..` to servers that know path parameters.
-        let name = decoded.split(';').next().unwrap_or_default().trim();
+        // `..;x` is `..` to servers that know path parameters, `..%23x` and `..%3Fx` to those that decode before they read.
+        let name = decoded.split([';', '#', '?']).next().unwrap_or_default().trim();
         if matches!(name, "." | "..") {
             return Err("a dot segment");
         }
@@ -134,6 +134,8 @@ mod tests {
     #[test_case("/../admin"; "up and down")]
     #[test_case("/x/../../admin"; "further up")]
     #[test_case("/%2e%2e/admin"; "encoded")]
+    #[test_case("/..%23%23k"; "before an encoded fragment")]
+    #[test_case("/..%3fk"; "before an encoded query")]
     #[test_case("/%2E%2e/admin"; "mixed case")]
     #[test_case("/.%2e"; "half encoded")]
     #[test_case("/..%2fadmin"; "encoded slash")]
