@@ -81,13 +81,13 @@ fn guests(count: usize) -> Outcome<bool> {
     println!(
         "a virtual machine without KVM (TCG) and without a network, the tunnel over vsock; {count} starts"
     );
-    println!("                             median   (quartiles)");
+    println!("                                median   (quartiles)");
     let names = ["boot, before the sidecar", "init", "tunnel", "call"];
     for (name, part) in names.into_iter().zip(&parts) {
-        println!("  {name:<24}{}", shown(Spread::of(part.iter().copied())?));
+        println!("  {name:<26}{}", shown(Spread::of(part.iter().copied())?));
     }
     let whole = (0..count).map(|index| parts[1..].iter().map(|part| part[index]).sum::<f64>());
-    println!("  {:<24}{}", "sidecar to tool result", shown(Spread::of(whole)?));
+    println!("  {:<26}{}", "sidecar to tool result", shown(Spread::of(whole)?));
     Ok(true)
 }
 
