@@ -41,8 +41,8 @@ pub const TUNNEL_READ: usize = 64 * 1024;
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// ... and dead when unanswered for so long.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// A vsock device may drop its host's end without telling the guest (vhost-device-vsock does when it is written to at that
-/// moment): there the guest asks more often, and is less patient.
+/// A vsock device may drop its host's end without telling the guest (seen of vhost-device-vsock when the host's program is
+/// killed; why it does is not known): there the guest asks more often, and is less patient.
 pub const GUEST_PING_INTERVAL: Duration = Duration::from_secs(2);
 /// See above.
 pub const GUEST_PING_TIMEOUT: Duration = Duration::from_secs(8);

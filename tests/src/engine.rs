@@ -84,8 +84,7 @@ pub fn stop() -> Vec<String> {
 fn start_docker() -> Outcome<Engine> {
     let directory = directory("docker")?;
     let socket = directory.join("d.sock");
-    // A bridge that was there stays, of course.
-    let device = (!Path::new("/sys/class/net/docker0").exists()).then_some("docker0");
+    let device = to_be_made("docker0");
     let mut command = Command::new("dockerd");
     command
         .arg("--data-root")
@@ -97,6 +96,11 @@ fn start_docker() -> Outcome<Engine> {
         .arg(format!("--host=unix://{}", socket.display()))
         .args(["--iptables=false", "--ip6tables=false", "--ip-masq=false"]);
     Engine::start(command, directory, socket, device)
+}
+
+/// A bridge that was there stays, of course.
+fn to_be_made(device: &'static str) -> Option<&'static str> {
+    (!Path::new("/sys/class/net").join(device).exists()).then_some(device)
 }
 
 fn start_podman() -> Outcome<Engine> {
@@ -118,7 +122,8 @@ fn start_podman() -> Outcome<Engine> {
         .arg(directory.join("tmp"))
         .args(["--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime=runc"])
         .args(["system", "service", "--time=0", &format!("unix://{}", socket.display())]);
-    Engine::start(command, directory, socket, None)
+    // Its networks are CNI's here; those of netavark go with their last container.
+    Engine::start(command, directory, socket, to_be_made("cni-podman0"))
 }
 
 /// In /var/tmp: what an engine keeps is large, and a socket's path short.
