@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn servers_are_read_as_tests_write_them() {
         let yaml = "mcp:\n  - name: vault\n    url: https://localhost:1/mcp\n    auth: {grant: mcp-vault, header: X-Key}\n  \
-                    - name: open\n    url: http://127.0.0.1:2/\nnetwork: {mode: none}\n";
+                    - name: open\n    url: http://127.0.0.1:2/\n";
         let vault = Server {
             name: "vault".to_owned(),
             url: "https://localhost:1/mcp".to_owned(),
@@ -263,6 +263,8 @@ mod tests {
         };
         let open = Server { name: "open".to_owned(), url: "http://127.0.0.1:2/".to_owned(), auth: None };
         assert_eq!(servers(yaml).unwrap(), [vault, open]);
-        assert!(servers("mcp:\n  - name: open\n    policy: x\n").is_err());
+        for other in ["mcp:\n  - name: open\n    policy: x\n", "network: {mode: none}\n"] {
+            assert!(servers(other).is_err(), "{other}");
+        }
     }
 }

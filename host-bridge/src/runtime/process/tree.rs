@@ -179,12 +179,22 @@ impl Root {
     }
 
     fn hide(&self, hidden: &hide::Hidden) -> Result<(), BuildError> {
+        /// How often one may go and come back meanwhile.
+        const REMADE: usize = 8;
         let empty = Path::new(FILES).join("empty");
         fs::write(&empty, []).doing(|| "making an empty file".to_owned())?;
         for path in &hidden.files {
-            // A socket that is gone by now needs no hiding.
-            let Some(target) = existing(path)? else { continue };
-            bind(&empty, &target.path(), MsFlags::empty()).doing(|| format!("hiding {}", path.display()))?;
+            // A socket that is gone by now needs no hiding; one that goes while it is hidden may have been made anew.
+            for attempt in 0.. {
+                let Some(target) = existing(path)? else { break };
+                match bind(&empty, &target.path(), MsFlags::empty()) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < REMADE => {}
+                    done => {
+                        done.doing(|| format!("hiding {}", path.display()))?;
+                        break;
+                    }
+                }
+            }
         }
         for path in &hidden.directories {
             let Some(target) = existing(path)? else { continue };
