@@ -14,7 +14,6 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Output, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -148,7 +147,6 @@ fn main() -> ExitCode {
             moat_s_own_directory_is_out_of_sight_below_the_workspace_too,
         ),
         trial("mounts_are_what_they_say", no_sandbox(), mounts_are_what_they_say),
-        trial("sockets_may_come_and_go", no_sandbox(), sockets_may_come_and_go),
         trial(
             "a_mount_point_behind_a_link_is_not_made_on_the_host",
             no_sandbox(),
@@ -280,30 +278,6 @@ fn mounts_are_what_they_say() {
         let output = rig.moat(&["run", "-m", &mount, "--", "true"]).output().unwrap();
         assert_eq!(code(&output), 1, "{target}");
     }
-}
-
-/// Every socket of this machine is hidden: also one that goes at that very moment.
-fn sockets_may_come_and_go() {
-    const SOCKETS: usize = 200;
-    let rig = Rig::new(None);
-    let place = rig.dir.path().join("sockets");
-    fs::create_dir(&place).unwrap();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                let paths: Vec<PathBuf> = (0..SOCKETS).map(|number| place.join(number.to_string())).collect();
-                let bound: Vec<_> = paths.iter().map(|path| UnixListener::bind(path).unwrap()).collect();
-                paths.iter().for_each(|path| fs::remove_file(path).unwrap());
-                drop(bound);
-            }
-        });
-        let runs: Vec<_> = (0..10).map(|_| rig.moat(&["run", "--", "true"]).output().unwrap()).collect();
-        done.store(true, Ordering::Relaxed);
-        for output in runs {
-            assert_eq!(code(&output), 0, "{output:?}");
-        }
-    });
 }
 
 /// While the sandbox is built the host's root is at /oldroot, where a link in a stranger's workspace can point.

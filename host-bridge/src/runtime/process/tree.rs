@@ -179,22 +179,11 @@ impl Root {
     }
 
     fn hide(&self, hidden: &hide::Hidden) -> Result<(), BuildError> {
-        /// How often one may go and come back meanwhile.
-        const REMADE: usize = 8;
         let empty = Path::new(FILES).join("empty");
         fs::write(&empty, []).doing(|| "making an empty file".to_owned())?;
         for path in &hidden.files {
-            // A socket that is gone by now needs no hiding; one that goes while it is hidden may have been made anew.
-            for attempt in 0.. {
-                let Some(target) = existing(path)? else { break };
-                match bind(&empty, &target.path(), MsFlags::empty()) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < REMADE => {}
-                    done => {
-                        done.doing(|| format!("hiding {}", path.display()))?;
-                        break;
-                    }
-                }
-            }
+            let covered = cover(|| existing(path), |target| bind(&empty, &target.path(), MsFlags::empty()))?;
+            covered.doing(|| format!("hiding {}", path.display()))?;
         }
         for path in &hidden.directories {
             let Some(target) = existing(path)? else { continue };
@@ -335,6 +324,24 @@ impl Place {
 }
 
 /// The place that `path` is for the sandbox, if there is one.
+/// Covers what is found. What is gone by now needs no hiding; what goes while it is covered, which the kernel answers with
+/// ENOENT, may have been made anew.
+fn cover<T>(
+    mut find: impl FnMut() -> Result<Option<T>, BuildError>,
+    mut cover: impl FnMut(T) -> io::Result<()>,
+) -> Result<io::Result<()>, BuildError> {
+    /// How often one may go and come back meanwhile.
+    const REMADE: usize = 8;
+    for _ in 0..REMADE {
+        let Some(found) = find()? else { return Ok(Ok(())) };
+        match cover(found) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => return Ok(done),
+        }
+    }
+    Ok(Err(io::ErrorKind::NotFound.into()))
+}
+
 fn existing(path: &Path) -> Result<Option<Place>, BuildError> {
     Ok(open_below(path).doing(|| format!("finding {}", path.display()))?.map(Place))
 }
@@ -388,5 +395,32 @@ fn too_old(error: io::Error) -> io::Error {
             io::Error::new(error.kind(), "this kernel is too old: Linux 5.12 or later is needed")
         }
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_while_it_is_covered_is_looked_for_again() {
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let tried = |found: &[u8], ends: fn(u8) -> bool| {
+            let (mut found, mut covered) = (found.iter().copied(), Vec::new());
+            let done = cover(
+                || Ok(found.next()),
+                |socket| {
+                    covered.push(socket);
+                    if ends(socket) { Ok(()) } else { Err(gone()) }
+                },
+            );
+            (done.unwrap().is_ok(), covered)
+        };
+        assert_eq!(tried(&[], |_| true), (true, vec![]), "gone before");
+        assert_eq!(tried(&[1], |_| false), (true, vec![1]), "gone meanwhile, for good");
+        assert_eq!(tried(&[1, 2, 3], |socket| socket == 2), (true, vec![1, 2]), "made anew, and covered");
+        assert!(!tried(&[0; 99], |_| false).0, "not without end");
+        let refused = cover(|| Ok(Some(())), |()| Err(io::ErrorKind::PermissionDenied.into()));
+        assert!(refused.unwrap().is_err(), "another error is one");
     }
 }
