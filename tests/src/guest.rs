@@ -22,6 +22,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -33,6 +34,7 @@ use self::{
 };
 use crate::{
     Outcome, Trouble,
+    clock::eventually,
     inside::Inside,
     rig::{Rig, target_directory},
 };
@@ -110,9 +112,15 @@ impl Guest {
     /// When it does not come up; what the guest's kernel and the sidecar said is in the text.
     pub fn start(rig: &Rig, settings: &Settings) -> Outcome<Self> {
         let (machine, command, plan) = Machine::prepare(rig, settings)?;
-        let inside = Inside::start_after(command, &plan, BOOT).map_err(|trouble| {
+        let (inside, dialled) = thread::scope(|scope| {
+            let dialled = scope.spawn(|| if settings.listens { machine.dialled() } else { Ok(()) });
+            (Inside::start_after(command, &plan, BOOT), dialled.join())
+        });
+        let told = |trouble: Trouble| {
             Trouble::new(format!("{trouble}\nthe guest's console:\n{}", machine.console()))
-        })?;
+        };
+        let inside = inside.map_err(told)?;
+        dialled.map_err(|_| Trouble::new("the dialling thread ended"))??;
         Ok(Self { inside, machine })
     }
 
@@ -151,7 +159,7 @@ pub struct Machine {
     /// Its vsock device, if it has one.
     pub device: Option<Device>,
     directory: PathBuf,
-    _registration: Registration,
+    registration: Registration,
 }
 
 impl Machine {
@@ -193,7 +201,14 @@ impl Machine {
         // Of this test's environment nothing but what finds programs; the rig finds its own by the mark in a path.
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         let plan = startup(&registration, settings.listens)?;
-        Ok((Self { device, directory, _registration: registration }, command, plan))
+        Ok((Self { device, directory, registration }, command, plan))
+    }
+
+    /// Has the bridge dial as soon as the sidecar runs.
+    fn dialled(&self) -> Outcome {
+        let runs = || self.console().contains("the sidecar starts").then_some(());
+        eventually("the sidecar runs", BOOT, runs)?;
+        self.registration.dial()
     }
 
     /// What kernel, script and sidecar said on the console.

@@ -44,6 +44,7 @@ pub(super) struct Registration {
     identity: Value,
     servers: Vec<Server>,
     control: PathBuf,
+    endpoint: String,
     over: Arc<AtomicBool>,
     holder: Option<JoinHandle<()>>,
 }
@@ -86,10 +87,6 @@ impl Registration {
         let registered: Value =
             serde_json::from_str(&ask(&control, "POST", "/v1/runs", Some(&request), 201)?)?;
         let run = registered["run"].as_str().ok_or_else(|| Trouble::new("no run in the bridge's answer"))?;
-        if listens {
-            let dial = json!({"endpoint": endpoint});
-            ask(&control, "POST", &format!("/v1/runs/{run}/dial"), Some(&dial), 204)?;
-        }
         let over = Arc::new(AtomicBool::new(false));
         let holding = {
             let (control, run, over) = (control.clone(), run.to_owned(), Arc::clone(&over));
@@ -101,9 +98,19 @@ impl Registration {
             identity: registered["identity"].clone(),
             servers,
             control,
+            endpoint,
             over,
             holder: Some(thread::spawn(holding)),
         })
+    }
+}
+
+impl Registration {
+    /// Has the bridge dial the guest, which listens by now: a device that was dialled before there is anybody in its guest
+    /// may not recover.
+    pub(super) fn dial(&self) -> Outcome {
+        let (dial, path) = (json!({"endpoint": self.endpoint}), format!("/v1/runs/{}/dial", self.run));
+        ask(&self.control, "POST", &path, Some(&dial), 204).map(drop)
     }
 }
 
