@@ -445,12 +445,12 @@ mod tests {
     #[test]
     fn profiles_are_apart() {
         let rig = rig();
-        let profile: Profile = "work".parse().unwrap();
-        let work = open(&rig.home, Some(&profile));
-        work.put(&credential("mcp-a", "work")).unwrap();
+        let profile: Profile = "office".parse().unwrap();
+        let office = open(&rig.home, Some(&profile));
+        office.put(&credential("mcp-a", "other")).unwrap();
         assert!(matches!(token(&rig.store, "mcp-a"), Err(ReadError::NotConfigured { .. })));
-        assert_eq!(token(&work, "mcp-a").unwrap(), "work");
-        assert!(rig.home.root().join("credentials/profiles/work/mcp-a.enc").exists());
+        assert_eq!(token(&office, "mcp-a").unwrap(), "other");
+        assert!(rig.home.root().join("credentials/profiles/office/mcp-a.enc").exists());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,9 @@ use crate::{
         self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
         STATUS_200, WINDOW_UPDATE,
     },
-    support::{Daemon, House, Run, eventually, hello, register, register_with, unregister},
+    support::{
+        Daemon, House, PATIENCE, Run, eventually, hello, register, register_for, register_with, unregister,
+    },
     upstream::Upstream,
 };
 
@@ -57,7 +60,9 @@ impl Scene {
     /// What the bridge's memory grew by, once it is at rest.
     async fn growth(&self, before: usize) -> usize {
         let mut last = self.memory();
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "the bridge's memory does not come to rest: {last} KiB");
             tokio::time::sleep(Duration::from_millis(300)).await;
             let now = self.memory();
             if now.abs_diff(last) < 256 {
@@ -482,6 +487,10 @@ async fn no_descriptor_left() {
     let house = House::new();
     let daemon = Daemon::with_descriptors(&house, 100).await;
     let run = register(&house).await.unwrap();
+    // A holder that can be looked at without a descriptor: no start time, so that the pid alone has to do.
+    let mut holder = Command::new("sleep").arg("600").spawn().unwrap();
+    let witness = json!({"pid": holder.id(), "started": 0});
+    let witness = register_for(&house, &json!([]), &witness).await.unwrap();
     let socket = house.proxy().join("tunnel/bridge.sock");
     let mut open = Vec::new();
     for _ in 0..400 {
@@ -489,8 +498,12 @@ async fn no_descriptor_left() {
         let connecting = tokio::time::timeout(Duration::from_millis(20), UnixStream::connect(&socket));
         open.push(connecting.await);
     }
-    // Longer than the registry waits before it looks whether the holders of its runs live.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    // Until the registry has looked whether the holders of its runs live.
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let ended =
+        || house.log().lines().any(|line| line.contains("unregistered") && line.contains(&witness.id));
+    eventually("the witness's run is over", ended).await;
     let asked = Instant::now();
     assert_eq!(hello(&house, &run).await.unwrap(), 200, "the run is served: {}", house.log());
     assert!(asked.elapsed() < Duration::from_secs(5), "an honest tunnel waited {:?}", asked.elapsed());

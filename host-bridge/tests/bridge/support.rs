@@ -20,7 +20,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Nothing here takes longer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A home of its own.
 #[derive(Debug, Clone)]
@@ -144,10 +145,15 @@ pub(crate) async fn register(house: &House) -> Result<Run, Failure> {
 pub(crate) async fn register_with(house: &House, servers: &Value) -> Result<Run, Failure> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let started: u64 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse()?;
+    register_for(house, servers, &json!({"pid": std::process::id(), "started": started})).await
+}
+
+/// The same, held by the process that `holder` names.
+pub(crate) async fn register_for(house: &House, servers: &Value, holder: &Value) -> Result<Run, Failure> {
     let wish = json!({
         "name": "brave-otter", "runtime": "process", "workspace": "/w", "profile": null,
         "servers": servers,
-        "holder": {"pid": std::process::id(), "started": started},
+        "holder": holder,
     });
     let (status, answer) = control(house, Method::POST, "/v1/runs", wish.to_string()).await?;
     if status != 201 {
