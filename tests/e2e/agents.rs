@@ -101,8 +101,8 @@ impl Scene {
     /// What a container needs to have this machine's programs run in it, as a user that is not root.
     fn container_flags(&self) -> Outcome<Vec<String>> {
         let Ok(engine) = self.rig.engine() else { return Ok(Vec::new()) };
-        engine.build("moat-test:dev", "USER dev\n")?;
-        Ok(["--image", "moat-test:dev", "-m", "/usr/lib:/usr/lib:ro"].map(str::to_owned).to_vec())
+        engine.build("localhost/moat-test:dev", "USER dev\n")?;
+        Ok(["--image", "localhost/moat-test:dev", "-m", "/usr/lib:/usr/lib:ro"].map(str::to_owned).to_vec())
     }
 }
 

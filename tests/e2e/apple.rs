@@ -120,9 +120,9 @@ fn refusals_name_the_remedy() -> Outcome {
         let wanted = format!("no sidecar for {other}");
         ensure(ran.err.contains(&wanted) && ran.err.contains("MOAT_SIDECAR_ALSO"), || ran.err.clone())?;
     }
-    fs::write(rig.workspace().join("moat.yaml"), "image: moat-test:none\n")?;
+    fs::write(rig.workspace().join("moat.yaml"), "image: localhost/moat-test:none\n")?;
     let ran = rig.sandboxed(&["true"])?.expect_code(1)?;
-    ensure(ran.err.contains("there is no image moat-test:none"), || ran.err.clone())?;
+    ensure(ran.err.contains("there is no image localhost/moat-test:none"), || ran.err.clone())?;
     ensure(rig.containers().is_empty() && staged(&rig) == 0, || "something is left".to_owned())
 }
 
@@ -228,7 +228,7 @@ fn both_carriers() -> Outcome {
     // Where PID 1 is not root, nobody could listen in the machine: the other carrier.
     let yaml = fs::read_to_string(stage.rig.workspace().join("moat.yaml"))?;
     fs::write(stage.rig.workspace().join("moat.yaml"), format!("{yaml}container: {{cap_drop: [ALL]}}\n"))?;
-    let inside = stage.rig.console_with(&["--image", "moat-test:dev"])?;
+    let inside = stage.rig.console_with(&["--image", "localhost/moat-test:dev"])?;
     works(&inside)?;
     let who = inside.exec(&["id", "-u"], &[])?;
     ensure(who.out.trim() == "1234", || format!("{who:?}"))?;

@@ -55,18 +55,19 @@ fn what_an_image_says_is_done() -> Outcome {
     let rig = Rig::new()?;
     rig.config("")?;
     rig.engine()?.build(
-        "moat-test:says",
+        "localhost/moat-test:says",
         "USER dev\nENV FOO=bar\nWORKDIR /home/dev\nSTOPSIGNAL SIGUSR1\n\
          ENTRYPOINT [\"/bin/sh\", \"-c\", \"echo entry $FOO; exec \\\"$@\\\"\", \"--\"]\n\
          CMD [\"sh\", \"-c\", \"pwd; id -u; echo $HOME $USER\"]\n",
     )?;
-    let own = of_image(&rig, "moat-test:says", &[])?.expect_code(0)?;
+    let own = of_image(&rig, "localhost/moat-test:says", &[])?.expect_code(0)?;
     ensure(own.out == "entry bar\n/home/dev\n1234\n/home/dev dev\n", || format!("{own:?}"))?;
-    let given = of_image(&rig, "moat-test:says", &["sh", "-c", "echo given; exit 9"])?.expect_code(9)?;
+    let given =
+        of_image(&rig, "localhost/moat-test:says", &["sh", "-c", "echo given; exit 9"])?.expect_code(9)?;
     ensure(given.out == "entry bar\ngiven\n", || format!("{given:?}"))?;
     // A user's own command, in an image without an entrypoint, works in the workspace.
-    rig.engine()?.build("moat-test:place", "WORKDIR /home/dev\n")?;
-    let place = of_image(&rig, "moat-test:place", &["pwd"])?.expect_code(0)?;
+    rig.engine()?.build("localhost/moat-test:place", "WORKDIR /home/dev\n")?;
+    let place = of_image(&rig, "localhost/moat-test:place", &["pwd"])?.expect_code(0)?;
     ensure(place.out == "/workspace\n", || format!("{place:?}"))?;
     stops_as_the_image_says(&rig)
 }
@@ -76,7 +77,7 @@ fn stops_as_the_image_says(rig: &Rig) -> Outcome {
     let script = "trap 'echo asked; exit 5' USR1; echo up; while :; do sleep 0.1; done";
     let workspace = rig.workspace().to_string_lossy().into_owned();
     let mut child = rig
-        .moat(&["run", "--image", "moat-test:says", &workspace, "--", "sh", "-c", script])?
+        .moat(&["run", "--image", "localhost/moat-test:says", &workspace, "--", "sh", "-c", script])?
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
@@ -116,10 +117,10 @@ fn the_sidecar_is_put_there_once() -> Outcome {
     // Somebody tidies up, and the next one who starts something has an image that would like to be everybody's sidecar.
     let hostile = "RUN mkdir -p /.moat /x/more && printf '#!/bin/sh\\necho hostile\\n' >/x/moat-sidecar && \
                    chmod 755 /x/moat-sidecar && ln -s /x /.moat/bin\n";
-    engine.build("moat-test:hostile", hostile)?;
+    engine.build("localhost/moat-test:hostile", hostile)?;
     engine.client(&["volume", "rm", name])?.expect_code(0)?;
     let workspace = rig.workspace().to_string_lossy().into_owned();
-    let run = ["run", "--image", "moat-test:hostile", &workspace, "--", "echo", "own"];
+    let run = ["run", "--image", "localhost/moat-test:hostile", &workspace, "--", "echo", "own"];
     let own = rig.run(&run)?.expect_code(0)?;
     ensure(own.out == "own\n", || format!("{own:?}"))?;
     ensure(whole()? != before, || "not put there again".to_owned())?;
@@ -134,10 +135,10 @@ fn the_sidecar_is_put_there_once() -> Outcome {
 fn every_kind_of_container_works() -> Outcome {
     let stage = Stage::new()?;
     let engine = stage.rig.engine()?;
-    engine.build("moat-test:dev", "USER dev\n")?;
-    engine.build("moat-test:number", "USER 4711\n")?;
+    engine.build("localhost/moat-test:dev", "USER dev\n")?;
+    engine.build("localhost/moat-test:number", "USER 4711\n")?;
     let yaml = fs::read_to_string(stage.rig.workspace().join("moat.yaml"))?;
-    for image in [IMAGE, "moat-test:dev", "moat-test:number"] {
+    for image in [IMAGE, "localhost/moat-test:dev", "localhost/moat-test:number"] {
         for container in [
             "",
             "container: {read_only: true}\n",
@@ -170,8 +171,8 @@ fn every_kind_of_container_works() -> Outcome {
 fn no_privileges() -> Outcome {
     let rig = Rig::new()?;
     rig.config("")?;
-    rig.engine()?.build("moat-test:dev", "USER dev\n")?;
-    for (image, uid) in [(IMAGE, "0"), ("moat-test:dev", "1234")] {
+    rig.engine()?.build("localhost/moat-test:dev", "USER dev\n")?;
+    for (image, uid) in [(IMAGE, "0"), ("localhost/moat-test:dev", "1234")] {
         let status = of_image(&rig, image, &["cat", "/proc/self/status"])?.expect_code(0)?.out;
         let field =
             |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim).unwrap_or_default();
@@ -219,8 +220,8 @@ fn the_engine_keeps_no_secret() -> Outcome {
 fn an_image_that_is_not_there() -> Outcome {
     let rig = Rig::new()?;
     rig.config("")?;
-    let ran = of_image(&rig, "moat-test:none", &["true"])?.expect_code(1)?;
-    ensure(ran.err.contains("there is no image moat-test:none"), || ran.err.clone())?;
+    let ran = of_image(&rig, "localhost/moat-test:none", &["true"])?.expect_code(1)?;
+    ensure(ran.err.contains("there is no image localhost/moat-test:none"), || ran.err.clone())?;
     // Nor is one made up.
     fs::write(rig.workspace().join("moat.yaml"), "env: {A: b}\n")?;
     let unnamed = rig.sandboxed(&["true"])?.expect_code(1)?;
@@ -319,7 +320,10 @@ fn what_is_made_of_a_committed_container() -> Outcome {
     let (mut child, id) = sleeping(&rig)?;
     let engine = rig.engine()?;
     let committed = if Place::here() == Place::Docker {
-        engine.client(&["commit", "--pause=false", &id, "moat-test:committed"])?.expect_code(0).map(|_| ())
+        engine
+            .client(&["commit", "--pause=false", &id, "localhost/moat-test:committed"])?
+            .expect_code(0)
+            .map(|_| ())
     } else {
         // Docker's client and podman's socket do not agree on how to commit. The labels are what it is about.
         let labels = engine.client(&[
@@ -328,10 +332,10 @@ fn what_is_made_of_a_committed_container() -> Outcome {
             "{{range $k, $v := .Config.Labels}}LABEL {{$k}}={{$v}}\n{{end}}",
             &id,
         ])?;
-        engine.build("moat-test:committed", &labels.out.replace("\\n", "\n"))
+        engine.build("localhost/moat-test:committed", &labels.out.replace("\\n", "\n"))
     };
     let user_s = ["run", "-d", "--name", "a-users-own", "--network", "none", "--entrypoint", "/bin/sleep"];
-    let made = engine.client(&[&user_s[..], &["moat-test:committed", "600"]].concat())?;
+    let made = engine.client(&[&user_s[..], &["localhost/moat-test:committed", "600"]].concat())?;
     let checked = (|| {
         committed?;
         let theirs = made.expect_code(0)?.out.trim().to_owned();

@@ -34,8 +34,9 @@ fn built_and_run() -> Outcome {
     let rig = &scene.rig;
     let engine = rig.engine()?;
     // Offline: what is missing has a name, and a way to get it.
-    let missing = rig.run(&["image", "build", "base", "--from", "moat-test:none"])?.expect_code(1)?;
-    for wanted in ["moat-test:none", "docker import", "--from IMAGE"] {
+    let missing =
+        rig.run(&["image", "build", "base", "--from", "localhost/moat-test:none"])?.expect_code(1)?;
+    for wanted in ["localhost/moat-test:none", "docker import", "--from IMAGE"] {
         ensure(missing.err.contains(wanted), || format!("no {wanted:?}: {}", missing.err))?;
     }
     make_from(&scene)?;
@@ -78,13 +79,16 @@ fn build(scene: &Scene, agent: &str, modules: &str) -> Outcome<String> {
 fn make_from(scene: &Scene) -> Outcome {
     let engine = scene.rig.engine()?;
     let debian = parts::debian().ok_or_else(|| Trouble::new("no Debian"))?;
-    engine.client(&["import", &debian.to_string_lossy(), "moat-test:debian"])?.expect_code(0)?;
+    engine.client(&["import", &debian.to_string_lossy(), "localhost/moat-test:debian"])?.expect_code(0)?;
     let context = scene.rig.user_home().join("from");
     fs::create_dir(&context)?;
     let node = parts::node22().ok_or_else(|| Trouble::new("no node"))?;
     let node = Command::new(node).args(["-p", "process.execPath"]).output()?.stdout;
     fs::copy(String::from_utf8(node)?.trim(), context.join("node"))?;
-    fs::write(context.join("Dockerfile"), "FROM moat-test:debian\nCOPY node /usr/local/bin/node\n")?;
+    fs::write(
+        context.join("Dockerfile"),
+        "FROM localhost/moat-test:debian\nCOPY node /usr/local/bin/node\n",
+    )?;
     engine.client(&["build", "-q", "-t", FROM, &context.to_string_lossy()])?.expect_code(0).map(|_| ())
 }
 

@@ -73,7 +73,10 @@ impl Apple {
             version: "1.2.1".to_owned(),
             service: true,
             kernel: true,
-            images: BTreeMap::from([(engine::IMAGE.to_owned(), base), ("moat-test:dev".to_owned(), dev)]),
+            images: BTreeMap::from([
+                (engine::IMAGE.to_owned(), base),
+                ("localhost/moat-test:dev".to_owned(), dev),
+            ]),
             defects: Defects { dies_after_refusal: true, hangs_at: 3 },
         })?;
         Ok(apple)

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The image of most tests: busybox, bash, and what the fixture client needs. Its user is root.
-pub const IMAGE: &str = "moat-test:base";
+pub const IMAGE: &str = "localhost/moat-test:base";
 /// An engine comes up, or goes, within this.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -41,7 +41,7 @@ use super::{
     Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way,
     docker::WORKSPACE,
     embed::{self, Architecture},
-    image::{Image, variables},
+    image::{Image, is_built_here, variables},
     owner,
 };
 use crate::{config::NetworkMode, env::Environment, home::Home};
@@ -151,12 +151,11 @@ async fn inspect(cli: &Cli, name: &str) -> Result<Option<Vec<Variant>>, AppleErr
     }
 }
 
-/// Looks the image up; fetches it first if it is not here.
+/// Looks the image up; fetches it first if it is not here and a registry may have it.
 async fn image(cli: &Cli, name: &str) -> Result<(Image, Architecture), AppleError> {
     let found = match inspect(cli, name).await? {
         Some(found) => Some(found),
-        // The tests' own are never fetched: nobody offers them.
-        None if name.starts_with("moat-test:") => None,
+        None if is_built_here(name) => None,
         None => {
             crate::cli::print::note(&format!("Fetching image {name}..."));
             cli.ask("fetching the image", &["image", "pull", name], cli::FETCH).await?;

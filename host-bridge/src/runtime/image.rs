@@ -35,6 +35,12 @@ impl Image {
     }
 }
 
+/// Is it one that no registry has? `localhost/` is in front of what was built on this machine: podman writes it there, and
+/// moat calls its own images so.
+pub(crate) fn is_built_here(name: &str) -> bool {
+    name.starts_with("localhost/")
+}
+
 /// An image's environment as pairs.
 pub(crate) fn variables(env: &[String]) -> BTreeMap<String, String> {
     env.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()

@@ -8,11 +8,6 @@ use std::io;
 
 use tokio::net::UnixStream;
 
-/// The host of a guest.
-pub const HOST: u32 = 2;
-/// Any CID of this machine's.
-pub const ANY: u32 = u32::MAX;
-
 /// An open stream. A unix socket in name: neither std nor tokio has another owner of a stream socket that asks for no
 /// address. Its peer's address is not to be asked for.
 pub type Stream = UnixStream;

@@ -15,7 +15,7 @@ use moat_shared::hint::Hint;
 use tokio::{process::Command, time::timeout};
 
 use super::version::{Version, VersionError};
-use crate::env::Environment;
+use crate::{env::Environment, runtime::image::is_built_here};
 
 /// What Apple's tool is called.
 const NAME: &str = "container";
@@ -50,7 +50,7 @@ pub(crate) enum AppleError {
     NotRunning(String),
     #[error("Apple's container has no kernel to start containers with")]
     NoKernel,
-    #[error("there is no image {0}, and it cannot be fetched")]
+    #[error("there is no image {0}")]
     NoImage(String),
     #[error("the image {image} is for {theirs}, which this moat has no sidecar for")]
     Architecture { image: String, theirs: String },
@@ -86,6 +86,9 @@ impl Hint for AppleError {
             Self::Version(error) => error.hint(),
             Self::NotRunning(_) => Some("container system start".into()),
             Self::NoKernel => Some("container system kernel set --recommended".into()),
+            Self::NoImage(image) if is_built_here(image) => Some(
+                "an image of localhost/ is never fetched: build it here, or container image load --input IMAGE.tar".into(),
+            ),
             Self::NoImage(image) => Some(format!("container image pull {image}").into()),
             Self::Architecture { .. } => {
                 Some("'moat version' says which it carries; docs/reference.md says how to build moat with another".into())

@@ -104,7 +104,13 @@ impl Hint for EngineError {
                     .into(),
             ),
             Self::Host { .. } => Some("unset it, or set it to unix:///path/of/the/socket".into()),
-            Self::NoImage(_) => Some("is its name right?".into()),
+            Self::NoImage(name) => Some(match name.strip_prefix("localhost/moat/") {
+                Some(own) => {
+                    let own = own.split(':').next().unwrap_or_default();
+                    format!("moat image build {own}").into()
+                }
+                None => "is its name right? An image of localhost/ is never fetched".into(),
+            }),
             Self::Fetching { .. } => Some("is its name right, and the registry within reach?".into()),
             Self::Architecture { ours, .. } => Some(format!("use an image for {ours}").into()),
             Self::Build { output, .. } if is_without_network(output) => Some(

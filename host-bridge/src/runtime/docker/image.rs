@@ -6,13 +6,13 @@ use futures_util::TryStreamExt;
 use super::engine::{self, Engine, EngineError};
 use crate::runtime::{
     embed::Architecture,
-    image::{Image, variables},
+    image::{Image, is_built_here, variables},
 };
 
-/// Looks it up; fetches it first if it is not here. The tests' own images are never fetched: nobody offers them.
+/// Looks it up; fetches it first if it is not here and a registry may have it.
 pub(super) async fn find(engine: &Engine, name: &str) -> Result<Image, EngineError> {
     let inspected = match engine.api.inspect_image(name).await {
-        Err(error) if engine::is_not_found(&error) && !name.starts_with("moat-test:") => {
+        Err(error) if engine::is_not_found(&error) && !is_built_here(name) => {
             fetch(engine, name).await?;
             engine.api.inspect_image(name).await
         }
