@@ -262,12 +262,12 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_answer_is_asked_once_more() {
         let (directory, cli) =
-            tool("cd \"${0%/*}\"; echo x >> asked; [ -e hung ] || { : > hung; sleep 60; }; echo yes");
+            tool("cd \"${0%/*}\"; echo x >> asked; [ -e hung ] || { : > hung; exec sleep 60; }; echo yes");
         let answer = cli.ask("asking", &["x"], Duration::from_secs(2)).await.unwrap();
         assert_eq!(answer, "yes\n");
         let asked = || std::fs::read_to_string(directory.path().join("asked")).unwrap().lines().count();
         assert_eq!(asked(), 2);
-        let (directory, cli) = tool("cd \"${0%/*}\"; echo x >> asked; sleep 60");
+        let (directory, cli) = tool("cd \"${0%/*}\"; echo x >> asked; exec sleep 60");
         let error = cli.ask("asking", &["x"], Duration::from_millis(500)).await.unwrap_err();
         assert!(matches!(error, AppleError::Silent { .. }) && error.hint().is_some(), "{error}");
         let asked = std::fs::read_to_string(directory.path().join("asked")).unwrap().lines().count();
