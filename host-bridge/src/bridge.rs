@@ -188,7 +188,7 @@ impl Bridge {
             authority,
             recorder,
             renewals,
-            gateways: asks.gateways,
+            ports: asks.ports,
             started: lock.started(),
             endpoint: endpoint.to_string(),
             unreadable: owner.unreadable(),

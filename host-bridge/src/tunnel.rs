@@ -7,7 +7,7 @@
 //!
 //! The accept loop awaits nobody. Who calls is read from the certificate, whether it is served is the registry's word,
 //! and what is asked goes through the [`Door`]. Any byte stream will do: [`carrier`] says which there are, and [`dial`] goes
-//! to the sandboxes that cannot come here, [`gateway`] is where those come to that cannot come to the one socket of all.
+//! to the sandboxes that cannot come here, [`ports`] is where those come to that cannot come to the one socket of all.
 //! What was accepted is served by one of a few threads ([`workers`]).
 
 mod budget;
@@ -15,9 +15,9 @@ mod carrier;
 mod connection;
 mod dial;
 mod ending;
-mod gateway;
 mod half_open;
 mod hybrid;
+mod ports;
 mod workers;
 
 use std::{collections::HashMap, io, path::Path, sync::Arc, time::Duration};
@@ -36,12 +36,12 @@ use tokio_rustls::TlsAcceptor;
 pub(crate) use self::{
     carrier::via,
     dial::Dial,
-    gateway::{Gateways, Open},
+    ports::{Open, Ports},
 };
 use self::{
     carrier::{Carrier, Origin},
-    gateway::Ports,
     half_open::HalfOpen,
+    ports::Table,
     workers::Workers,
 };
 use crate::registry::{Registry, Run};
@@ -97,13 +97,13 @@ impl Asked {
 #[derive(Debug, Clone)]
 pub(crate) struct Asks {
     pub(crate) dials: mpsc::UnboundedSender<Dial>,
-    pub(crate) gateways: Gateways,
+    pub(crate) ports: Ports,
 }
 
 /// Both ends.
 pub(crate) fn asks() -> (Asks, Asked) {
     let ((dials, to_dial), (opens, to_open)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-    (Asks { dials, gateways: Gateways(opens) }, Asked { dials: to_dial, opens: to_open })
+    (Asks { dials, ports: Ports(opens) }, Asked { dials: to_dial, opens: to_open })
 }
 
 /// What the tunnels of a worker share.
@@ -153,7 +153,7 @@ impl Tunnels {
         let (dialled, mut arriving) = mpsc::channel(1);
         let mut diallers = JoinSet::new();
         let mut dialling = HashMap::new();
-        let mut ports = Ports::new(registry.clone(), dialled.clone());
+        let mut ports = Table::new(registry.clone(), dialled.clone());
         loop {
             let come = tokio::select! {
                 biased; // a drain must win over a ready listener

@@ -36,7 +36,7 @@ use crate::{
     oauth::renewals::{Renewals, Standing},
     record::{AuditEvent, Recorder},
     registry::{Hold, Registry, RegistryError},
-    tunnel::Gateways,
+    tunnel::Ports,
 };
 
 const HEAD: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ pub(crate) struct State {
     pub(crate) authority: Authority,
     pub(crate) recorder: Recorder,
     pub(crate) renewals: Renewals,
-    pub(crate) gateways: Gateways,
+    pub(crate) ports: Ports,
     pub(crate) started: jiff::Timestamp,
     pub(crate) endpoint: String,
     pub(crate) unreadable: Vec<String>,
@@ -233,7 +233,7 @@ async fn answer(state: &State, drain: Drain, request: Request<Incoming>) -> Resu
 
 async fn register(state: &State, wish: Register) -> Result<Response<Body>, Refusal> {
     let listen = match wish.listen.clone() {
-        Some(wanted) => Some(state.gateways.open(wanted.clone()).await.map_err(|error| {
+        Some(wanted) => Some(state.ports.open(wanted.clone()).await.map_err(|error| {
             let text = format!("listening for the sandbox at {wanted}: {error}");
             let hint = match wanted {
                 Endpoint::Tcp(_) => {

@@ -279,7 +279,7 @@ impl Owner {
     /// Where it cannot come to the unix socket.
     fn meet(&self, run: &Run) {
         if let Some(at) = run.listen.clone() {
-            self.tunnels.gateways.keep(run.id.clone(), at);
+            self.tunnels.ports.keep(run.id.clone(), at);
         }
         if let Some(endpoint) = run.dial.clone() {
             // Nobody dials any more: the bridge is leaving, and the next one finds it on disk.

@@ -54,9 +54,9 @@ pub(crate) enum Open {
 
 /// Asks for ports.
 #[derive(Debug, Clone)]
-pub(crate) struct Gateways(pub(super) mpsc::UnboundedSender<Open>);
+pub(crate) struct Ports(pub(super) mpsc::UnboundedSender<Open>);
 
-impl Gateways {
+impl Ports {
     /// Where a sandbox that knows this machine by such an endpoint finds the bridge.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Gateways {
 }
 
 /// The ports that are open, or are to be.
-pub(super) struct Ports {
+pub(super) struct Table {
     /// By what they are asked for: any port of an address is one.
     open: HashMap<Endpoint, Port>,
     serving: JoinSet<()>,
@@ -115,7 +115,7 @@ impl Port {
     }
 }
 
-impl Ports {
+impl Table {
     pub(super) fn new(registry: Registry, arriving: mpsc::Sender<Dialled>) -> Self {
         Self { open: HashMap::new(), serving: JoinSet::new(), runs: JoinSet::new(), registry, arriving }
     }
@@ -300,21 +300,21 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     /// Of a bridge that has left: no run is served.
-    fn ports(to: mpsc::Sender<Dialled>) -> Ports {
+    fn ports(to: mpsc::Sender<Dialled>) -> Table {
         let dir = tempfile::tempdir().unwrap();
         let (recorder, _) = Recorder::new(1);
         let left_behind = mpsc::unbounded_channel().0;
         let restored = Owner::restore(&Home::at(dir.path()), recorder, left_behind, asks().0);
-        Ports::new(restored.unwrap().0, to)
+        Table::new(restored.unwrap().0, to)
     }
 
-    fn open(ports: &mut Ports, wanted: Endpoint) -> io::Result<Endpoint> {
+    fn open(ports: &mut Table, wanted: Endpoint) -> io::Result<Endpoint> {
         let (answer, mut opened) = oneshot::channel();
         ports.open(Open::Any(wanted, answer));
         opened.try_recv().unwrap()
     }
 
-    fn any(ports: &mut Ports, address: IpAddr) -> io::Result<SocketAddr> {
+    fn any(ports: &mut Table, address: IpAddr) -> io::Result<SocketAddr> {
         match open(ports, Endpoint::Tcp((address, 0).into()))? {
             Endpoint::Tcp(at) => Ok(at),
             other => panic!("{other}"),
