@@ -5,6 +5,7 @@
 //! ```
 
 mod attach;
+mod carriers;
 pub(crate) mod detach;
 pub(crate) mod exec;
 mod hold;
@@ -21,6 +22,7 @@ mod session;
 mod signals;
 mod terminal;
 mod tracked;
+mod watch;
 
 use order::{Order, Request};
 

@@ -75,7 +75,7 @@ pub(crate) struct Order {
     pub(crate) container: ContainerOptions,
     /// `None`: the runtime's default.
     pub(crate) network: Option<NetworkMode>,
-    /// `None`: what fits the engine.
+    /// `None`: the first of the runtime's [`Carriers`].
     pub(crate) tunnel: Option<TunnelKind>,
 }
 
@@ -89,6 +89,15 @@ pub(crate) enum TunnelKind {
     Published,
     /// The bridge listens at this machine's address on the container's network, the sandbox connects.
     Gateway,
+}
+
+/// The ways in which a sandbox and the bridge can come together.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Carriers {
+    /// Those that are taken without being asked for, the best first; none where there is nothing to choose.
+    pub(crate) by_themselves: Vec<TunnelKind>,
+    /// Those that somebody has to ask for.
+    pub(crate) when_asked_for: Vec<TunnelKind>,
 }
 
 impl TunnelKind {
@@ -158,6 +167,8 @@ pub(crate) trait Runtime {
     type Created: Created;
     /// As `runtime:` and `--runtime` spell it.
     fn name(&self) -> &'static str;
+    /// How such a sandbox and the bridge can come together.
+    fn carriers(&self, order: &Order) -> Carriers;
     /// Checks and decides everything. Nothing exists yet.
     fn create(&self, order: Order) -> impl Future<Output = Result<Self::Created, RuntimeError>>;
 }
@@ -261,6 +272,13 @@ pub(crate) enum RuntimeError {
     Filters(#[from] seccomp::SeccompError),
     #[error(transparent)]
     NoSidecar(#[from] embed::NoSidecar),
+}
+
+impl RuntimeError {
+    /// Another carrier may do.
+    pub(crate) const fn is_the_carriers(&self) -> bool {
+        matches!(self, Self::Engine(docker::EngineError::NoPort))
+    }
 }
 
 impl Hint for RuntimeError {

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use libc::c_int;
-use moat_shared::{exit, limits, plan::Plan};
+use moat_shared::{exit, plan::Plan};
 
 use crate::escalate::{Escalation, Step};
 
@@ -112,6 +112,8 @@ pub(crate) struct Supervisor {
     terminal: bool,
     has_hook: bool,
     grace: Duration,
+    /// For the first tunnel.
+    patience: Duration,
     /// Ends of the relay since it was last ready.
     relay_ends: u32,
     killing: bool,
@@ -126,6 +128,7 @@ impl Supervisor {
             terminal: plan.terminal,
             has_hook: plan.pre_run.is_some(),
             grace: Duration::from_millis(plan.grace_ms),
+            patience: Duration::from_millis(plan.tunnel_ms),
             relay_ends: 0,
             killing: false,
             agent_started: false,
@@ -134,7 +137,7 @@ impl Supervisor {
 
     /// The first actions.
     pub(crate) fn begin(&self) -> Vec<Action> {
-        vec![Action::StartRelay, Action::Arm(Timer::Tunnel, limits::FIRST_TUNNEL), Action::PutFiles]
+        vec![Action::StartRelay, Action::Arm(Timer::Tunnel, self.patience), Action::PutFiles]
     }
 
     /// Has the agent been started, so that terminal and stderr are its own, to the end?
@@ -183,7 +186,7 @@ impl Supervisor {
         let text = match event {
             Event::NotReady(text) => no_tunnel(text),
             Event::Timer(Timer::Tunnel) => {
-                no_tunnel(format!("no answer within {} seconds", limits::FIRST_TUNNEL.as_secs()))
+                no_tunnel(format!("no answer within {} seconds", self.patience.as_secs()))
             }
             Event::Ended(Who::Relay, ended) => no_tunnel(format!("the relay ended ({ended})")),
             // Whoever could not start the relay or write the files has said why.

@@ -8,6 +8,7 @@ fn supervisor(hook: bool, terminal: bool) -> Supervisor {
         terminal,
         has_hook: hook,
         grace: Duration::from_secs(3),
+        patience: Duration::from_secs(20),
         relay_ends: 0,
         killing: false,
         agent_started: false,
@@ -38,7 +39,7 @@ fn said(text: &str) -> Vec<Action> {
 fn the_relay_is_first() {
     assert_eq!(
         supervisor(true, false).begin(),
-        [Action::StartRelay, Action::Arm(Timer::Tunnel, limits::FIRST_TUNNEL), Action::PutFiles]
+        [Action::StartRelay, Action::Arm(Timer::Tunnel, Duration::from_secs(20)), Action::PutFiles]
     );
 }
 

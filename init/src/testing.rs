@@ -27,7 +27,8 @@ pub(crate) fn plan() -> Plan {
         "pre_run": null,
         "command": ["true"],
         "terminal": false,
-        "grace_ms": 3000
+        "grace_ms": 3000,
+        "tunnel_ms": 20000
     }))
     .unwrap()
 }

@@ -31,6 +31,8 @@ pub const SEAT: Duration = Duration::from_secs(2);
 pub const TUNNEL_WAIT: Duration = Duration::from_secs(15);
 /// How long PID 1 waits for the relay's first tunnel before it gives up and starts nothing.
 pub const FIRST_TUNNEL: Duration = Duration::from_secs(20);
+/// The same where another carrier is tried afterwards: longer than [`HANDSHAKE`], after which the relay says what is wrong.
+pub const FIRST_TUNNEL_OF_SEVERAL: Duration = Duration::from_secs(15);
 /// Silence on an open event stream after which the relay sends a comment (R20).
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Bytes of one stream that the relay holds for a reader that does not read.

@@ -121,6 +121,8 @@ pub struct Plan {
     pub terminal: bool,
     /// From the first SIGTERM to SIGKILL, in milliseconds; shorter than the runtime's own patience.
     pub grace_ms: u64,
+    /// How long PID 1 waits for the first tunnel before it gives up and starts nothing, in milliseconds.
+    pub tunnel_ms: u64,
 }
 
 /// A program of classic BPF for seccomp(2).

@@ -7,6 +7,7 @@
 
 mod agents;
 mod apple;
+mod carriers;
 mod clients;
 mod conformance;
 mod containers;
@@ -153,6 +154,9 @@ fn places(name: &str, test: &Test) -> Vec<Place> {
     if name.starts_with("apple::") {
         return vec![Place::Apple];
     }
+    if name.starts_with("carriers::") {
+        return vec![Place::Docker, Place::Podman, Place::Apple];
+    }
     if name.starts_with("published::") {
         return vec![Place::Published];
     }
@@ -218,6 +222,7 @@ fn main() -> ExitCode {
         ("containers", containers::TESTS),
         ("published", published::TESTS),
         ("apple", apple::TESTS),
+        ("carriers", carriers::TESTS),
         ("guest", guest::TESTS),
         ("agents", agents::TESTS),
         ("images", images::TESTS),

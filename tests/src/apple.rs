@@ -49,6 +49,8 @@ pub struct Defects {
     pub dies_after_refusal: bool,
     /// With so many connections at a time it hangs.
     pub hangs_at: usize,
+    /// What it publishes is accepted, and nothing is delivered.
+    pub published_hangs: bool,
 }
 
 /// A rig's stand-in.
@@ -77,7 +79,7 @@ impl Apple {
                 (engine::IMAGE.to_owned(), base),
                 ("localhost/moat-test:dev".to_owned(), dev),
             ]),
-            defects: Defects { dies_after_refusal: true, hangs_at: 3 },
+            defects: Defects { dies_after_refusal: true, hangs_at: 3, published_hangs: false },
         })?;
         Ok(apple)
     }

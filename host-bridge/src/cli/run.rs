@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     /// What drives the sandbox: process, docker, podman or apple [default: apple on macOS where it is installed, else docker where an image is named or moat's own of the agent is there, else process]
     #[arg(long, env = "MOAT_RUNTIME", hide_env_values = true, value_name = "NAME")]
     runtime: Option<String>,
-    /// How container and bridge come together [default: unix; published where the engine runs in a machine of its own, and for apple]
+    /// How container and bridge come together [default: unix; published where the engine runs in a machine of its own, and for apple; the next when that does not come up]
     #[arg(long, env = "MOAT_TUNNEL", hide_env_values = true, value_name = "KIND")]
     tunnel: Option<TunnelKind>,
     /// The container's image

@@ -98,6 +98,8 @@ pub(crate) struct Registered {
 pub(crate) enum HoldEvent {
     /// The bridge knows that the run is held.
     Held,
+    /// The run has a tunnel, or had one.
+    Tunnel,
     /// Somebody asked the run to stop.
     Stop,
     /// For the terminal: an upstream rejected a credential, could not be reached, and the like.
@@ -179,6 +181,9 @@ pub(crate) struct RunStatus {
     pub(crate) carrier: String,
     /// Is there a tunnel, and what does the other end say it is?
     pub(crate) tunnel: Option<TunnelStatus>,
+    /// Has there been one since this bridge started? An older bridge does not say.
+    #[serde(default)]
+    pub(crate) had_tunnel: Option<bool>,
     pub(crate) servers: Vec<ServerStatus>,
 }
 

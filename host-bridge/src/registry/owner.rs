@@ -354,6 +354,9 @@ impl Owner {
         };
         let (to_holder, events) = mpsc::channel(HOLD_QUEUE);
         entry.tell(&to_holder, HoldEvent::Held);
+        if entry.had_a_tunnel() {
+            entry.tell(&to_holder, HoldEvent::Tunnel);
+        }
         if entry.stop_asked {
             entry.tell(&to_holder, HoldEvent::Stop);
         }

@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::fd::AsFd,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -68,6 +68,40 @@ pub(crate) fn to_log(io: Io, log: &Log) -> io::Result<Attached> {
         }
     };
     Ok(Attached { terminal: None, outputs, notes: Some(Mutex::new(log.stream())) })
+}
+
+/// All that a sandbox has said that has ended. Its stdin was nobody's.
+pub(crate) async fn all_said(io: Io, log: &Log) -> io::Result<String> {
+    let said = Said::default();
+    let (outputs, _window) = match io {
+        Io::Terminal { bytes, window } => {
+            (vec![output(bytes, said.clone(), Some(log.stream()))?], Some(window))
+        }
+        Io::Pipes { stdin, stdout, stderr } => {
+            drop(stdin);
+            let both = [stdout, stderr].map(|from| output(from, said.clone(), Some(log.stream())));
+            (both.into_iter().collect::<io::Result<_>>()?, None)
+        }
+    };
+    Attached { terminal: None, outputs, notes: None }.finish().await;
+    Ok(String::from_utf8_lossy(&said.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned())
+}
+
+/// What it said, up to a bound.
+#[derive(Debug, Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Said {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = PIECE.saturating_sub(said.len());
+        said.extend(piece.iter().take(room));
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Attached {

@@ -45,6 +45,9 @@ pub(crate) struct Metadata {
     /// The socket of the engine that has the container.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) engine: String,
+    /// How container and bridge come together, as `--tunnel` spells it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) tunnel: String,
     pub(crate) state: State,
     #[serde(default)]
     pub(crate) interactive: bool,
@@ -156,6 +159,7 @@ impl Metadata {
             image: String::new(),
             container_id: String::new(),
             engine: String::new(),
+            tunnel: String::new(),
             state: State::Starting,
             interactive: false,
             created_at: now,

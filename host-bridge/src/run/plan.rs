@@ -1,9 +1,10 @@
 //! The plan for PID 1, from what is to be run and how the sandbox looks. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use moat_shared::{
     id::RunId,
+    limits,
     plan::{McpJson, Plan, RelayedServer, StubHeader, Tunnel},
     wire,
 };
@@ -44,7 +45,13 @@ pub(crate) fn plan(
         command: view.command,
         terminal,
         grace_ms: view.grace_ms,
+        tunnel_ms: millis(limits::FIRST_TUNNEL),
     }
+}
+
+/// As a plan counts time.
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn relayed(server: &Server) -> RelayedServer {

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! build ═══════════════╗
-//! register ──► on disk ═╩═► start ──► hold until the sandbox ends ──► unregister
-//!     │          │            │             │ signal, `moat stop`: forward, wait, kill
+//! register ──► on disk ═╩═► start ──► a tunnel ──► attach ──► hold until the sandbox ends ──► unregister
+//!     │          │            │          └── none in time, and no program was started: again with the next carrier
 //!     └──────────┴────────────┴── interrupted: nothing is left
 //! ```
+//!
+//! Until there is a tunnel nobody is attached: what the user types belongs to a program that is started, and what the
+//! sandbox says is the reason why another carrier is tried. Another carrier means another sandbox and another
+//! registration, with another certificate; of those before only their records stay.
 
 use std::{
-    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,41 +21,40 @@ use moat_shared::{
     endpoint::{Dialler, Endpoint},
     exit,
     id::RunId,
+    limits,
     plan::{Identity, Startup, Tunnel},
 };
 use nix::sys::signal::Signal;
 use tokio::{
     sync::mpsc,
     task::{JoinSet, spawn_blocking},
-    time::{Instant, sleep_until, timeout},
+    time::timeout,
 };
 
 use super::{
-    attach::{self, Attached, attach},
+    attach::{self, attach},
+    carriers::{Trials, reason},
     detach,
     hold::hold,
     log::Log,
     metadata::{Metadata, Record},
     order::Order,
-    plan::plan,
-    signals::{Signals, Told},
+    plan::{millis, plan},
+    signals::Signals,
     terminal, tracked,
+    watch::{Seen, Watch},
 };
 use crate::{
     cli::{Context, Failure, print, with_causes},
     config::RuntimeName,
     control::{
-        api::{Dial, HoldEvent, Process, Register, Registered},
+        api::{Dial, Process, Register, Registered},
         client::Client,
         spawn,
     },
-    runtime::{self, Built, Created, Io, Running, Runtime, Way},
+    runtime::{self, Built, Created, Io, Running, Runtime, TunnelKind, Way},
 };
 
-/// From a stop to SIGKILL: more than PID 1 takes for the same.
-const PATIENCE: Duration = Duration::from_millis(runtime::GRACE_MS + 3_000);
-/// An engine that does not answer is asked again after this.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// For the bridge to take note of the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// After so long people want to know what is going on.
@@ -60,36 +62,67 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// For the last output to be written somewhere that does not take it.
 const LAST_OUTPUT: Duration = Duration::from_secs(5);
 
-/// Registers, starts, attaches, waits. The exit code is that of the command.
+/// Registers, starts, attaches, waits; again, as long as there is another carrier and no tunnel. The exit code is that of
+/// the command.
 pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context) -> Result<u8, Failure> {
     let mut signals =
         Signals::listen().map_err(|error| Failure::new(format!("listening to signals: {error}")))?;
-    let size = terminal::size();
-    let created = runtime
-        .create(runtime::Order {
-            name: order.name.to_string(),
-            workspace: order.workspace.clone(),
-            mounts: order.mounts.clone(),
-            terminal: size,
-            command: order.command.clone(),
-            is_agent: order.agent.is_some(),
-            image: order.image.clone(),
-            container: order.config.container,
-            network: order.config.network,
-            tunnel: order.tunnel,
-        })
-        .await
-        .map_err(|error| Failure::from_error(&error))?;
+    let carriers = runtime.carriers(&wish(&order, order.tunnel));
+    let mut trials = Trials::new(order.tunnel, carriers);
+    loop {
+        let attempt = attempt(&order, runtime, context, &trials, &mut signals);
+        match Box::pin(attempt).await {
+            Ok(Came::Ended(code)) => return Ok(code),
+            Ok(Came::NoTunnel(why)) => print::note(&trials.failed(why)?),
+            Err(failure) => return Err(trials.amend(failure)),
+        }
+    }
+}
+
+/// What came of one attempt.
+enum Came {
+    Ended(u8),
+    /// Nothing was started, for want of a tunnel; this is why.
+    NoTunnel(String),
+}
+
+/// What the runtime is asked for.
+fn wish(order: &Order, tunnel: Option<TunnelKind>) -> runtime::Order {
+    runtime::Order {
+        name: order.name.to_string(),
+        workspace: order.workspace.clone(),
+        mounts: order.mounts.clone(),
+        terminal: terminal::size(),
+        command: order.command.clone(),
+        is_agent: order.agent.is_some(),
+        image: order.image.clone(),
+        container: order.config.container,
+        network: order.config.network,
+        tunnel,
+    }
+}
+
+/// One sandbox, with one carrier.
+async fn attempt<R: Runtime>(
+    order: &Order,
+    runtime: &R,
+    context: &Context,
+    trials: &Trials,
+    signals: &mut Signals,
+) -> Result<Came, Failure> {
+    let wish = wish(order, trials.now());
+    let interactive = wish.terminal.is_some();
+    let created = runtime.create(wish).await.map_err(|error| Failure::from_error(&error))?;
     let (view, engine) = (created.view(), created.engine());
     // The sandbox comes into being while the run is registered. Nothing happens in it before PID 1 is told what.
     let built = created.build().map_err(|error| Failure::from_error(&error))?;
     let Some((client, registered)) =
-        register(&order, runtime.name(), engine.clone(), &view, context, &mut signals).await?
+        register(order, runtime.name(), engine.clone(), &view, context, signals).await?
     else {
-        return Ok(exit::from_signal(INTERRUPTED));
+        return Ok(Came::Ended(exit::from_signal(INTERRUPTED)));
     };
     let Registered { run: id, identity, listen } = registered;
-    let session = Session { order, context, client, id, interactive: size.is_some() };
+    let session = Session { order, context, trials, client, id, interactive };
     let mut record = match session.record(runtime.name(), engine.as_deref()) {
         Ok(record) => record,
         Err(failure) => {
@@ -97,7 +130,7 @@ pub(crate) async fn run<R: Runtime>(order: Order, runtime: &R, context: &Context
             return Err(failure);
         }
     };
-    let end = session.registered(built, view, (identity, listen), &mut record, &mut signals).await;
+    let end = session.registered(built, view, (identity, listen), &mut record, signals).await;
     session.close(record, end).await
 }
 
@@ -173,13 +206,16 @@ enum End {
     Exited(u8),
     /// Before there was a command.
     Interrupted(Signal),
+    /// There was no tunnel, and so no command either.
+    NoTunnel(String),
     Failed(Failure),
 }
 
 /// A run that is registered.
 struct Session<'a> {
-    order: Order,
+    order: &'a Order,
     context: &'a Context,
+    trials: &'a Trials,
     client: Client,
     id: RunId,
     interactive: bool,
@@ -203,19 +239,20 @@ impl Session<'_> {
             signal = signals.stop() => return End::Interrupted(signal),
         };
         drop(startup);
-        let ended = match started {
-            Ok((running, io)) => self.started(running, io, record, signals).await,
-            Err(error) => Err(Failure::from_error(&error)),
-        };
-        ended.map_or_else(End::Failed, End::Exited)
+        match started {
+            Ok((running, io)) => self.started(running, io, record, signals).await.unwrap_or_else(End::Failed),
+            Err(error) if error.is_the_carriers() => End::NoTunnel(with_causes(&error)),
+            Err(error) => End::Failed(Failure::from_error(&error)),
+        }
     }
 
     /// Takes note of the end: this command in the run's metadata, the bridge in its list, both at the same time.
-    async fn close(&self, mut record: Record, end: End) -> Result<u8, Failure> {
+    async fn close(&self, mut record: Record, end: End) -> Result<Came, Failure> {
         let (home, now) = (self.context.home.clone(), Timestamp::now());
         let noted = match &end {
             End::Exited(code) => Ok(*code),
             End::Interrupted(_) => Err("interrupted".to_owned()),
+            End::NoTunnel(why) => Err(format!("the tunnel did not come up, and nothing was started: {why}")),
             End::Failed(failure) => Err(failure.text.clone()),
         };
         let write = move || match noted {
@@ -230,15 +267,16 @@ impl Session<'_> {
         match (end, written) {
             (End::Exited(code), Ok(())) => {
                 print::note(&format!("View output: moat logs {}", self.id));
-                Ok(code)
+                Ok(Came::Ended(code))
             }
-            (End::Interrupted(signal), Ok(())) => Ok(code_of(signal)),
+            (End::Interrupted(signal), Ok(())) => Ok(Came::Ended(code_of(signal))),
+            (End::NoTunnel(why), Ok(())) => Ok(Came::NoTunnel(why)),
             (End::Failed(failure), Ok(())) | (_, Err(failure)) => Err(failure),
         }
     }
 
     fn record(&self, runtime: &str, engine: Option<&Path>) -> Result<Record, Failure> {
-        let order = &self.order;
+        let order = self.order;
         let now = Timestamp::now();
         let mut metadata =
             Metadata::new(order.name.to_string(), &order.workspace, runtime, Process::current(), now);
@@ -247,6 +285,7 @@ impl Session<'_> {
         let agent = order.agent.map(|agent| agent.name().to_owned());
         metadata.agent = agent.or_else(|| order.config.agent.clone()).unwrap_or_default();
         metadata.interactive = self.interactive;
+        metadata.tunnel = self.trials.now().map(|kind| kind.name().to_owned()).unwrap_or_default();
         metadata.engine = engine.map(|socket| socket.display().to_string()).unwrap_or_default();
         if runtime != RuntimeName::Process.as_str() {
             metadata.image = order.image.clone().unwrap_or_default();
@@ -273,25 +312,45 @@ impl Session<'_> {
         let home = &self.context.home;
         let mcp_json = tracked::mcp_json(home, &self.id, &self.order.workspace)
             .map_err(|error| Failure::new(format!("cannot read {}: {error}", home.runs().display())))?;
-        let plan =
-            plan(&self.order, self.id.clone(), view, tunnel, &self.context.env, mcp_json, self.interactive);
+        let mut plan =
+            plan(self.order, self.id.clone(), view, tunnel, &self.context.env, mcp_json, self.interactive);
+        if self.trials.has_next() {
+            plan.tunnel_ms = millis(limits::FIRST_TUNNEL_OF_SEVERAL);
+        }
         Ok(Startup { plan, identity })
     }
 
     /// PID 1 runs.
     async fn started(
         &self,
-        mut running: impl Running,
+        running: impl Running,
         io: Io,
         record: &mut Record,
         signals: &mut Signals,
-    ) -> Result<u8, Failure> {
-        let home = &self.context.home;
+    ) -> Result<End, Failure> {
+        let Context { home, env, .. } = self.context;
         record.running(home, running.id(), Timestamp::now()).map_err(|error| Failure::from_error(&error))?;
         if let Some(endpoint) = running.dial() {
             // PID 1 waits for it.
             let told = self.client.dial(&self.id, &Dial { endpoint }).await;
             told.map_err(|error| Failure::from_error(&error))?;
+        }
+        let failed = |error| Failure::new(format!("attaching to the sandbox: {error}"));
+        let log = Log::open(&home.logs(&self.id)).map_err(failed)?;
+        let (events, told) = mpsc::channel(16);
+        let mut holding = JoinSet::new();
+        holding.spawn(hold(home.clone(), env.clone(), self.id.clone(), self.client.clone(), events));
+        let mut watch = Watch { running, home, record, signals, told, _holding: holding, deadline: None };
+        // A bridge of another build may not tell; then the sandbox speaks for itself.
+        let is_told = self.trials.now().is_some() && self.client.mismatch().is_none();
+        let mut ended = None;
+        if is_told && let Seen::Ended(code) = patiently("Waiting for the tunnel...", watch.next(None)).await?
+        {
+            if code == exit::NO_TUNNEL && self.had_no_tunnel().await {
+                let said = timeout(LAST_OUTPUT, attach::all_said(io, &log)).await;
+                return Ok(End::NoTunnel(reason(&said.unwrap_or(Ok(String::new())).map_err(failed)?)));
+            }
+            ended = Some(code);
         }
         match self.order.agent {
             Some(_) => print::note(&format!("Started agent \"{}\" ({})", self.order.name, self.id)),
@@ -301,8 +360,6 @@ impl Session<'_> {
         if !self.interactive && !detached {
             print::note("Press Ctrl+C to stop");
         }
-        let failed = |error| Failure::new(format!("attaching to the sandbox: {error}"));
-        let log = Log::open(&home.logs(&self.id)).map_err(failed)?;
         let attached =
             if detached { attach::to_log(io, &log) } else { attach(io, Some(&log)) }.map_err(failed)?;
         if detached {
@@ -310,86 +367,29 @@ impl Session<'_> {
             detach::report(&self.id, &self.order.name.to_string())
                 .map_err(|error| Failure::new(format!("nobody waits for this run: {error}")))?;
         }
-        let code = self.watch(&mut running, &attached, record, signals).await;
+        let code = match ended {
+            Some(code) => Ok(code),
+            None => watch.end(&attached).await,
+        };
         if timeout(LAST_OUTPUT, attached.finish()).await.is_err() {
             tracing::warn!("the last output was not taken");
         }
-        code
+        code.map(End::Exited)
     }
 
-    /// Until the sandbox ends, by itself or because somebody said so.
-    async fn watch(
-        &self,
-        running: &mut impl Running,
-        attached: &Attached,
-        record: &mut Record,
-        signals: &mut Signals,
-    ) -> Result<u8, Failure> {
-        let (events, mut told) = mpsc::channel(16);
-        let mut tasks = JoinSet::new();
-        let Context { home, env, .. } = self.context;
-        tasks.spawn(hold(home.clone(), env.clone(), self.id.clone(), self.client.clone(), events));
-        let mut deadline: Option<Instant> = None;
-        loop {
-            let patience = deadline;
-            let out_of_patience = async {
-                match patience {
-                    Some(deadline) => sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let stop = tokio::select! {
-                code = running.wait() => {
-                    return code.map_err(|error| Failure::new(format!("waiting for the sandbox: {error}")));
-                }
-                () = out_of_patience => {
-                    let killed = told_in_time(running.kill()).await;
-                    // Again, until it has ended.
-                    deadline = killed.err().map(|error| {
-                        attached.note(&format!("Warning: the sandbox was not ended: {error}"));
-                        Instant::now() + ASK_AGAIN
-                    });
-                    continue;
-                }
-                told = signals.next() => match told {
-                    Told::Resized => {
-                        attached.resize();
-                        continue;
-                    }
-                    Told::Stop(signal) => signal,
-                },
-                Some(event) = told.recv() => match event {
-                    HoldEvent::Held => continue,
-                    HoldEvent::Warning { text } => {
-                        attached.note(&text);
-                        continue;
-                    }
-                    HoldEvent::Stop => Signal::SIGTERM,
-                    HoldEvent::Ended { reason } => {
-                        attached.note(&format!("Warning: the run has ended for the bridge: {reason}"));
-                        Signal::SIGTERM
-                    }
-                },
-            };
-            if deadline.is_none() {
-                deadline = Some(Instant::now() + PATIENCE);
-                record.stopping(home).map_err(|error| Failure::from_error(&error))?;
-            }
-            // What it was not told ends by force when the time is over.
-            if let Err(error) = told_in_time(running.signal(stop)).await {
-                attached.note(&format!("Warning: the sandbox was not told to stop: {error}"));
-            }
-        }
+    /// That there was no tunnel, and so no program that was started, is the bridge's word: exit codes are anybody's. It has
+    /// to be the bridge that was there from the start.
+    async fn had_no_tunnel(&self) -> bool {
+        let Ok(Ok(now)) = timeout(FAREWELL, Client::connect(&self.context.home)).await else { return false };
+        let (now, then) = (now.first_status(), self.client.first_status());
+        let is_the_same = (now.pid, now.started) == (then.pid, then.started);
+        let run = now.runs.iter().find(|status| status.run == self.id);
+        is_the_same && run.is_some_and(|run| run.had_tunnel == Some(false))
     }
 
     async fn unregister(&self) {
         farewell(&self.client, &self.id).await;
     }
-}
-
-/// An engine that hangs keeps nobody from asking again.
-async fn told_in_time(telling: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-    tokio::time::timeout(ASK_AGAIN, telling).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn code_of(signal: Signal) -> u8 {

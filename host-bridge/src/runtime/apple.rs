@@ -38,7 +38,7 @@ pub(crate) use self::{
 };
 use self::{foreground::Foreground, json::Variant, removal::Removal, stage::Stage};
 use super::{
-    Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way,
+    Carriers, Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way,
     docker::WORKSPACE,
     embed::{self, Architecture},
     image::{Image, is_built_here, variables},
@@ -191,6 +191,10 @@ impl Runtime for Apple<'_> {
         NAME
     }
 
+    fn carriers(&self, order: &Order) -> Carriers {
+        carriers(order)
+    }
+
     async fn create(&self, order: Order) -> Result<Created, RuntimeError> {
         if order.network == Some(NetworkMode::Host) {
             return Err(RuntimeError::Network { mode: "host", runtime: NAME });
@@ -234,17 +238,25 @@ impl Runtime for Apple<'_> {
     }
 }
 
-/// What was asked for, or what fits.
+/// The bridge dials where it can: an unlucky moment ends nothing then.
+fn carriers(order: &Order) -> Carriers {
+    use TunnelKind::{Published, Unix};
+    let by_themselves = if order.container.no_capabilities { vec![Unix] } else { vec![Published, Unix] };
+    Carriers { by_themselves, when_asked_for: vec![] }
+}
+
+/// What was asked for, or what fits best.
 fn door(order: &Order) -> Result<Door, RuntimeError> {
-    match (order.tunnel, order.container.no_capabilities) {
+    let tunnel = order.tunnel.or_else(|| carriers(order).by_themselves.first().copied());
+    match (tunnel, order.container.no_capabilities) {
         (Some(TunnelKind::Gateway), _) => Err(RuntimeError::Tunnel(NAME, TunnelKind::Gateway.name())),
         (Some(TunnelKind::Published), true) => Err(RuntimeError::Refused {
             text: "the tunnel 'published' needs a PID 1 that is root, and container.cap_drop takes that away"
                 .to_owned(),
             hint: Some("use --tunnel unix".to_owned()),
         }),
-        (Some(TunnelKind::Unix), _) | (None, true) => Ok(Door::Into),
-        (Some(TunnelKind::Published) | None, false) => Ok(Door::OutOf),
+        (Some(TunnelKind::Unix) | None, _) => Ok(Door::Into),
+        (Some(TunnelKind::Published), false) => Ok(Door::OutOf),
     }
 }
 

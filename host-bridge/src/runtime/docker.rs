@@ -48,8 +48,8 @@ use self::{
     stream::{Of, Stream},
 };
 use super::{
-    Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way, Window, embed::Sidecar, image::Image,
-    owner,
+    Carriers, Io, Order, Runtime, RuntimeError, Size, TunnelKind, View, Way, Window, embed::Sidecar,
+    image::Image, owner,
 };
 use crate::{config::NetworkMode, home::Home};
 
@@ -109,6 +109,10 @@ impl Runtime for Docker<'_> {
 
     fn name(&self) -> &'static str {
         self.engine.kind.name()
+    }
+
+    fn carriers(&self, order: &Order) -> Carriers {
+        carriers(order.network, self.engine.is_apart)
     }
 
     async fn create(&self, order: Order) -> Result<Created, RuntimeError> {
@@ -273,10 +277,23 @@ pub(super) fn filters() -> Result<Vec<Filter>, RuntimeError> {
     return Ok(Vec::new());
 }
 
-/// What was asked for, or what fits the engine.
+/// What fits the engine. That one in a machine of its own passes on a socket of this machine's is the exception: that is
+/// tried last. A port of the bridge's on a network is opened only when somebody asks for it.
+fn carriers(network: Option<NetworkMode>, is_apart: bool) -> Carriers {
+    use TunnelKind::{Gateway, Published, Unix};
+    let (by_themselves, when_asked_for) = match (is_apart, network) {
+        (false, Some(NetworkMode::None)) => (vec![Unix], vec![]),
+        (false, _) => (vec![Unix, Published], vec![Gateway]),
+        (true, Some(NetworkMode::None)) => (vec![Published], vec![]),
+        (true, _) => (vec![Published, Unix], vec![]),
+    };
+    Carriers { by_themselves, when_asked_for }
+}
+
+/// What was asked for, or what fits the engine best.
 fn tunnel(order: &Order, is_apart: bool) -> Result<TunnelKind, RuntimeError> {
-    let fitting = if is_apart { TunnelKind::Published } else { TunnelKind::Unix };
-    let tunnel = order.tunnel.unwrap_or(fitting);
+    let fitting = carriers(order.network, is_apart).by_themselves.first().copied();
+    let tunnel = order.tunnel.or(fitting).unwrap_or(TunnelKind::Unix);
     match (tunnel, order.network) {
         (TunnelKind::Unix, _) => Ok(tunnel),
         (_, Some(NetworkMode::None)) => Err(RuntimeError::NoNetwork(tunnel.name())),
@@ -304,7 +321,7 @@ async fn published(engine: &Engine, id: &str) -> Result<Endpoint, EngineError> {
     let inspected = engine.api.inspect_container(id, None).await;
     let inspected = inspected.map_err(|source| EngineError::Asking { doing, source })?;
     let ports = inspected.network_settings.and_then(|settings| settings.ports).unwrap_or_default();
-    container::published_at(&ports).ok_or_else(|| EngineError::Refused { doing, message: "none".to_owned() })
+    container::published_at(&ports).ok_or(EngineError::NoPort)
 }
 
 /// The holder's end, which blocks, and ours, which does not.
@@ -387,5 +404,22 @@ impl super::Running for Running {
         // The engine removes what has ended.
         self.removal.not_needed();
         Ok(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case(false, None => "unix published | gateway"; "here")]
+    #[test_case(false, Some(NetworkMode::None) => "unix | "; "here, without a network")]
+    #[test_case(true, None => "published unix | "; "in a machine of its own")]
+    #[test_case(true, Some(NetworkMode::None) => "published | "; "which is refused with the remedy")]
+    fn carriers_in_their_order(is_apart: bool, network: Option<NetworkMode>) -> String {
+        let Carriers { by_themselves, when_asked_for } = carriers(network, is_apart);
+        let names =
+            |kinds: Vec<TunnelKind>| kinds.into_iter().map(TunnelKind::name).collect::<Vec<_>>().join(" ");
+        format!("{} | {}", names(by_themselves), names(when_asked_for))
     }
 }

@@ -45,7 +45,7 @@ use tokio::{
 };
 
 use self::spec::{Report, Spec};
-use super::{Io, Order, Runtime, RuntimeError, TunnelKind, View, Way, Window};
+use super::{Carriers, Io, Order, Runtime, RuntimeError, TunnelKind, View, Way, Window};
 use crate::{config::NetworkMode, env::Environment, home::Home};
 
 pub(crate) use self::{
@@ -92,6 +92,10 @@ impl Runtime for Process<'_> {
 
     fn name(&self) -> &'static str {
         "process"
+    }
+
+    fn carriers(&self, _order: &Order) -> Carriers {
+        Carriers::default()
     }
 
     async fn create(&self, order: Order) -> Result<Created, RuntimeError> {

@@ -126,6 +126,10 @@ fn no_tunnel(uids: Uids) {
     let dies = Sandbox::new(uids, "echo agent").endpoint(stand_in::DIES).run();
     assert_eq!((dies.code, &*dies.out), (i32::from(moat_shared::exit::NO_TUNNEL), ""));
     assert!(dies.err.contains("the relay ended (exit code 9)"), "{dies:?}");
+    let silent =
+        Sandbox::new(uids, "echo agent").endpoint(stand_in::SILENT).set("tunnel_ms", json!(1000)).run();
+    assert_eq!((silent.code, &*silent.out), (i32::from(moat_shared::exit::NO_TUNNEL), ""));
+    assert!(silent.err.contains("no answer within 1 seconds"), "{silent:?}");
 }
 
 fn privileges(uids: Uids) {

@@ -58,7 +58,8 @@ impl Sandbox {
             "pre_run": null,
             "command": ["bash", "-c", agent],
             "terminal": false,
-            "grace_ms": 1000
+            "grace_ms": 1000,
+            "tunnel_ms": 20000
         });
         Self { directory, plan, uids, own_pids: true }
     }

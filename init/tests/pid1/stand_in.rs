@@ -11,6 +11,8 @@ use moat_init::relay;
 
 /// `failed: no way` instead of `ready`.
 pub(crate) const FAILS: &str = "unix:/fails";
+/// Says nothing.
+pub(crate) const SILENT: &str = "unix:/silent";
 /// Ends without a word.
 pub(crate) const DIES: &str = "unix:/dies";
 
@@ -43,10 +45,10 @@ pub(crate) fn relay() -> u8 {
     eprintln!("relay: a line on stderr");
     if behaves(FAILS) {
         writeln!(ready, "{}no way", relay::FAILED).unwrap();
-    } else {
+    } else if !behaves(SILENT) {
         write!(ready, "{}", relay::READY).unwrap();
     }
-    drop(ready);
+    let _open = behaves(SILENT).then_some(ready);
     for connection in listener.incoming() {
         let mut connection = connection.unwrap();
         // The whole line: what is left unread would make the kernel reset the connection, and the answer be lost.

@@ -202,6 +202,7 @@ pub(super) fn startup(registration: &Registration, listens: bool) -> Outcome<Vec
         "command": [AGENT],
         "terminal": false,
         "grace_ms": 5000,
+        "tunnel_ms": 20000,
     });
     let text = json!({"plan": plan, "identity": registration.identity}).to_string();
     Ok(format!("{}\n{:08x}{text}", initramfs::GO, text.len()).into_bytes())

@@ -121,6 +121,7 @@ mod tests {
             name: "otter".into(),
             runtime: "process".into(),
             registered: Timestamp::UNIX_EPOCH,
+            had_tunnel: Some(tunnel.is_some()),
             tunnel,
             servers: Vec::new(),
         }

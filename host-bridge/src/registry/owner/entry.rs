@@ -60,8 +60,18 @@ impl Entry {
 
     pub(super) fn attach(&mut self, status: TunnelStatus) -> oneshot::Receiver<()> {
         let (keep, shown) = oneshot::channel();
-        self.tunnel = Some((keep, status));
+        // Its holder hears of it before the sandbox does, and so before anything is started there.
+        if self.tunnel.replace((keep, status)).is_none() {
+            for hold in &self.holds {
+                self.tell(hold, HoldEvent::Tunnel);
+            }
+        }
         shown
+    }
+
+    /// Has it a tunnel, or had it one since this bridge started?
+    pub(super) const fn had_a_tunnel(&self) -> bool {
+        self.tunnel.is_some()
     }
 
     pub(super) fn ask_to_stop(&mut self) {
@@ -122,6 +132,7 @@ impl Entry {
             registered: self.run.registered,
             carrier: carrier(&self.run),
             tunnel: open.map(|(_, status)| status.clone()),
+            had_tunnel: Some(self.had_a_tunnel()),
             servers: self.run.servers.iter().map(server).collect(),
         }
     }

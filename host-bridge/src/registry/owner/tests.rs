@@ -283,3 +283,25 @@ async fn leaving_is_refused_while_there_are_runs_and_final_afterwards() {
         Err(RegistryError::Leaving)
     ));
 }
+
+#[tokio::test]
+async fn the_holder_hears_of_the_first_tunnel_before_the_sandbox_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = start(&Home::at(dir.path()));
+    let run = rig.registry.register(wish(Process::current()), None).await.unwrap();
+    let had = async || rig.registry.runs().await.unwrap()[0].had_tunnel;
+    let mut early = rig.registry.hold(run.id.clone()).await.unwrap();
+    assert!(matches!(early.next().await, Some(HoldEvent::Held)));
+    assert_eq!(had().await, Some(false));
+    let ticket = rig.registry.admit(run.id.clone()).await.unwrap();
+    for _ in 0..2 {
+        // The answer is what the sidecar waits for.
+        drop(rig.registry.attach(&ticket, tunnel()).await.unwrap());
+    }
+    assert!(matches!(early.events.try_recv(), Ok(HoldEvent::Tunnel)));
+    assert!(early.events.try_recv().is_err(), "once");
+    assert_eq!(had().await, Some(true), "though it is gone");
+    let mut late = rig.registry.hold(run.id.clone()).await.unwrap();
+    assert!(matches!(late.next().await, Some(HoldEvent::Held)));
+    assert!(matches!(late.next().await, Some(HoldEvent::Tunnel)));
+}

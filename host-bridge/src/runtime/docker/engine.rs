@@ -72,6 +72,8 @@ pub(crate) enum EngineError {
     Refused { doing: &'static str, message: String },
     #[error("the container is gone")]
     Gone,
+    #[error("the engine has published no port for the tunnel")]
+    NoPort,
     #[error("there is no image {0}")]
     NoImage(String),
     #[error("image {image} is not here and cannot be fetched")]
@@ -119,7 +121,7 @@ impl Hint for EngineError {
                     .into(),
             ),
             Self::Build { .. } => None,
-            Self::Asking { .. } | Self::Raw { .. } | Self::Refused { .. } | Self::Gone | Self::Archive(_) => None,
+            Self::Asking { .. } | Self::Raw { .. } | Self::Refused { .. } | Self::Gone | Self::NoPort | Self::Archive(_) => None,
         }
     }
 }

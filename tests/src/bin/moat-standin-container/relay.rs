@@ -4,6 +4,7 @@
 //! - *out-of*: where nobody listens in the machine, the connection is accepted and ends.
 //! - Neither carries half of a connection's end: when one direction ends, both do.
 //! - Several clients at a time hang it, and all that goes through it.
+//! - What is published may be accepted, and nothing ever delivered (seen of nobody; a carrier that does not work at all).
 //! - It may stop delivering without closing anything: what is open when a file `stall` appears beside the container.
 //!
 //! How many connections there are at a time at most is written to the file `peak`.
@@ -49,7 +50,10 @@ pub(crate) fn start(container: &Arc<Container>, defects: Defects) -> Answer {
             return Err(Refusal::Said("exists", format!("{} is there already", host.display())));
         }
         let listener = UnixListener::bind(host)?;
-        let (shared, container, guest) = (shared.clone(), Arc::clone(container), guest.clone());
+        let hangs = Arc::new(AtomicBool::new(shared.defects.published_hangs));
+        let own = Shared { hangs, ..shared.clone() };
+        let shared = if shared.defects.published_hangs { own } else { shared.clone() };
+        let (container, guest) = (Arc::clone(container), guest.clone());
         thread::spawn(move || shared.serve(&listener, || machine::connect(&container, &guest), false));
     }
     for (host, guest) in &container.wanted.volumes {
