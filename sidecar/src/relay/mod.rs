@@ -122,11 +122,7 @@ impl Relay {
                 continue;
             };
             crowded = false;
-            let connection = serve::serve(Arc::clone(&context), stream, drain.clone());
-            context.tasks.execute(async move {
-                connection.await;
-                drop(place);
-            });
+            context.tasks.execute(serve::serve(Arc::clone(&context), stream, drain.clone(), place));
         }
         drop(listener);
         context.tasks.finished().await;

@@ -4,6 +4,9 @@
 //! accepted ──► first bytes ──"PRI * HTTP/2.0"──► HTTP/2
 //!                   └───────── else ──────────► HTTP/1.1 ──CONNECT to ourselves──► HTTP/1.1 inside
 //! ```
+//!
+//! Thousands of them are idle, each with an event stream that is open for hours. So what is not needed then is in boxes
+//! of its own: HTTP/2's state, and what it takes to answer a request until its answer begins.
 
 use std::{
     convert::Infallible,
@@ -22,7 +25,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use moat_shared::{limits, rt::drain::Drain};
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     Context,
@@ -45,13 +48,18 @@ const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 /// Cancelled requests that an agent may leave behind before its connection is cut.
 const CANCELLED: usize = 65_536;
 
-/// Serves one connection until its end.
-pub(crate) async fn serve(context: Arc<Context>, stream: TcpStream, drain: Drain) {
+/// Serves one connection until its end, in its place among all of them.
+pub(crate) async fn serve(
+    context: Arc<Context>,
+    stream: TcpStream,
+    drain: Drain,
+    _place: OwnedSemaphorePermit,
+) {
     if stream.set_nodelay(true).is_err() {
         return; // The agent has gone already.
     }
     match timeout(context.timing.request_head, first_bytes(stream)).await {
-        Ok(Ok((true, stream))) => serve_http2(context, stream, drain).await,
+        Ok(Ok((true, stream))) => Box::pin(serve_http2(context, stream, drain)).await,
         Ok(Ok((false, stream))) => serve_http1(context, stream, drain, true).await,
         // Gone, or too slow: there is nobody to answer.
         Ok(Err(_)) | Err(_) => {}
@@ -88,10 +96,10 @@ async fn serve_http1(context: Arc<Context>, stream: Rewind, mut drain: Drain, ou
         service_fn(move |request| {
             let (context, drain) = (Arc::clone(&context), drain.clone());
             let in_flight = progress.asked();
-            async move {
+            Box::pin(async move {
                 let answer = http1_answer(context, request, drain, outer).await;
                 Ok::<_, Infallible>(answer.map(|body| in_flight.with(body)))
-            }
+            })
         })
     };
     let connection = http1::Builder::new()
