@@ -13,6 +13,7 @@
 //!
 //! Never this machine's own vsock: the guest's is its own, and the host's end of it is a unix socket ("hybrid").
 
+pub(crate) mod archive;
 mod device;
 mod initramfs;
 mod monitor;
@@ -26,9 +27,11 @@ use std::{
     time::Duration,
 };
 
-pub use self::{device::Device, initramfs::AGENT};
+pub use self::{
+    device::{Device, VSOCK, installed_program},
+    initramfs::AGENT,
+};
 use self::{
-    device::VSOCK,
     monitor::Monitor,
     register::{Registration, startup},
 };
@@ -62,17 +65,20 @@ impl Default for Settings {
 }
 
 /// The kernel, unpacked and not installed.
-struct Kernel {
+pub(crate) struct Kernel {
     image: PathBuf,
-    modules: PathBuf,
+    pub(crate) modules: PathBuf,
 }
+
+/// The machine's program.
+pub const QEMU: &str = "qemu-system-x86_64";
 
 /// What `.ci/run` puts into `target/clients/guest`.
 fn installed() -> Option<PathBuf> {
     target_directory().map(|target| target.join("clients/guest")).filter(|path| path.exists())
 }
 
-fn kernel() -> Option<Kernel> {
+pub(crate) fn kernel() -> Option<Kernel> {
     let root = installed()?;
     let entries = fs::read_dir(root.join("boot")).ok()?.flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).find_map(|name| {
@@ -92,8 +98,44 @@ pub fn here() -> bool {
     cfg!(target_arch = "x86_64")
         && kernel().is_some()
         && device::program().is_some()
-        && runs("qemu-system-x86_64")
-        && initramfs::busybox().is_ok()
+        && runs(QEMU)
+        && archive::busybox().is_ok()
+}
+
+/// What every guest of the tests has: the kernel with these files and options, no network device, its console in the file
+/// `console` of its directory, its monitor at the socket `monitor`. `command` starts [`QEMU`].
+///
+/// # Errors
+/// When there is no kernel.
+pub fn qemu(
+    mut command: Command,
+    directory: &Path,
+    megabytes: u32,
+    files: &Path,
+    options: &str,
+) -> Outcome<Command> {
+    let kernel = kernel().ok_or_else(|| Trouble::new("no kernel for a guest (see .ci/run)"))?;
+    // Never KVM: where this machine is a guest itself, it may be there and not work.
+    command
+        .args(["-M", "q35,accel=tcg", "-cpu", "max", "-smp", "1", "-m", &megabytes.to_string()])
+        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"])
+        .arg("-object")
+        .arg(format!("memory-backend-memfd,id=mem0,size={megabytes}M,share=on"))
+        .args(["-numa", "node,memdev=mem0"])
+        .arg("-serial")
+        .arg(format!("file:{}", directory.join("console").display()))
+        .arg("-qmp")
+        .arg(format!("unix:{},server=on,wait=off", directory.join("monitor").display()))
+        .arg("-append")
+        .arg(format!("console=ttyS0 quiet reboot=t panic=-1 {options}"))
+        .arg("-kernel")
+        .arg(kernel.image)
+        .arg("-initrd")
+        .arg(files)
+        // Of this process's environment nothing but what finds programs; a rig finds its own by the mark in a path.
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    Ok(command)
 }
 
 /// A guest that runs.
@@ -170,20 +212,8 @@ impl Machine {
         let directory = tempfile::Builder::new().prefix("g").rand_bytes(4).tempdir_in(rig.root())?.keep();
         let registration = Registration::of(rig, &directory.join(VSOCK), settings.listens)?;
         let device = settings.device.then(|| Device::start(&directory)).transpose()?;
-        let mut command = Command::new("qemu-system-x86_64");
-        // Never KVM: where this machine is a guest itself, it may be there and not work.
+        let mut command = qemu(Command::new(QEMU), &directory, 384, &image, "")?;
         command
-            .args(["-M", "q35,accel=tcg", "-cpu", "max", "-m", "384", "-smp", "1"])
-            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"])
-            .args(["-object", "memory-backend-memfd,id=mem0,size=384M,share=on", "-numa", "node,memdev=mem0"])
-            .arg("-serial")
-            .arg(format!("file:{}", directory.join("console").display()))
-            .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", directory.join("monitor").display()))
-            .args(["-append", "console=ttyS0 quiet reboot=t panic=-1", "-kernel"])
-            .arg(&kernel.image)
-            .arg("-initrd")
-            .arg(image)
             .args(["-chardev", "stdio,id=program,signal=off", "-device", "virtio-serial-pci"])
             .args(["-device", "virtserialport,chardev=program,name=program"])
             // Where a device can be taken out and put in.
@@ -198,8 +228,6 @@ impl Machine {
         if let Some(clock) = settings.clock {
             command.args(["-rtc", &format!("base={clock},clock=vm")]);
         }
-        // Of this test's environment nothing but what finds programs; the rig finds its own by the mark in a path.
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         let plan = startup(&registration, settings.listens)?;
         Ok((Self { device, directory, registration }, command, plan))
     }

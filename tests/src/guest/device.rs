@@ -18,7 +18,7 @@ use crate::{Outcome, Trouble, clock::eventually, rig::PATIENCE};
 /// The guest's own CID: of this device's process alone, so that all guests may have the same.
 const CID: u32 = 42;
 /// The socket whose name the device's ports are made of.
-pub(super) const VSOCK: &str = "v.sock";
+pub const VSOCK: &str = "v.sock";
 
 /// So many have been: each has a name of its own.
 static STARTED: AtomicU32 = AtomicU32::new(0);
@@ -30,7 +30,7 @@ pub struct Device {
     /// Of this process's: a machine has one after another.
     pub(super) name: String,
     /// Where the machine finds it.
-    pub(super) socket: PathBuf,
+    pub socket: PathBuf,
 }
 
 /// It does nothing until this is dropped.
@@ -42,16 +42,31 @@ pub(super) fn program() -> Option<PathBuf> {
     installed().map(|root| root.join("bin/vhost-device-vsock")).filter(|path| path.exists())
 }
 
+/// The same, where there has to be one.
+///
+/// # Errors
+/// When there is none.
+pub fn installed_program() -> Outcome<PathBuf> {
+    program().ok_or_else(|| Trouble::new("no vhost-device-vsock (see .ci/run)"))
+}
+
 impl Device {
     pub(super) fn start(directory: &Path) -> Outcome<Self> {
-        let program = program().ok_or_else(|| Trouble::new("no vhost-device-vsock (see .ci/run)"))?;
+        Self::start_with(Command::new(installed_program()?), directory)
+    }
+
+    /// The same, by a command that starts [`installed_program`].
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_with(mut command: Command, directory: &Path) -> Outcome<Self> {
         let ports = directory.join(VSOCK);
         // Of the one before it.
         let _not_there = fs::remove_file(&ports);
         let name = format!("d{}", STARTED.fetch_add(1, Ordering::Relaxed));
         let socket = directory.join(&name);
         let log = fs::File::create(directory.join("device.log"))?;
-        let child = Command::new(program)
+        let child = command
             .args(["--guest-cid", &CID.to_string(), "--socket"])
             .arg(&socket)
             .arg("--uds-path")
