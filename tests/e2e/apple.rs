@@ -305,11 +305,10 @@ fn a_relay_that_dies_of_one_refusal() -> Outcome {
     killed?;
     comes_back(&inside, PATIENCE)?;
     ensure(!container.join("dead").exists(), || "the relay was refused once".to_owned())?;
-    // That the stand-in would have died: the socket goes, somebody connects, and it never delivers again.
+    // That the stand-in would have died: the socket goes, the sidecar dials again, and it never delivers again.
     let host = staged_socket(&stage.rig, "i")?;
     fs::rename(&host, host.with_extension("away"))?;
-    let root = container.join("root/.moat/bridge.sock");
-    let _hangs = std::os::unix::net::UnixStream::connect(&root)?;
+    stage.rig.kill_bridge()?;
     eventually("the stand-in's relay dies of it", PATIENCE, || {
         container.join("dead").exists().then_some(())
     })?;

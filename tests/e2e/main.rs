@@ -1,7 +1,7 @@
 //! End to end: the real `moat`, its bridge and its sandboxes, with real servers and clients on both sides.
 //!
 //! Each test of a sandbox is a row per [`Place`]: namespaces, Docker, podman, Docker over a published port, a stand-in for Apple's containers;
-//! those of [`GUEST`] in a virtual machine as well. A test that needs a part which this machine has not is ignored, and one line says so. With
+//! those of [`GUEST`] in a virtual machine as well, and those of [`APPLE_GUEST`] with one behind the stand-in. A test that needs a part which this machine has not is ignored, and one line says so. With
 //! `MOAT_TESTS_REQUIRE=all` it fails instead.
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,7 @@ mod house;
 mod images;
 mod injection;
 mod keep_alive;
+mod machine;
 mod matrix;
 mod network;
 mod oauth;
@@ -145,8 +146,31 @@ const GUEST: [&str; 18] = [
     "streaming::sampling_and_elicitation_pass",
 ];
 
+/// Tests that are run with guests behind the stand-in for Apple's containers as well, unchanged: a few of each kind, for a
+/// guest takes seconds to start.
+const APPLE_GUEST: [&str; 12] = [
+    "apple::a_bridge_that_comes_back",
+    "apple::a_relay_that_dies_of_one_refusal",
+    "apple::a_relay_that_stops_delivering",
+    "apple::a_terminal",
+    "apple::both_carriers",
+    "apple::nothing_is_kept",
+    "apple::one_connection_at_a_time",
+    "apple::stopped_by_the_tool",
+    "apple::the_command_is_killed",
+    "detached::outlives_a_bridge_and_is_stopped",
+    "secrets::nothing_inside_holds_a_credential",
+    "streaming::r14_events_arrive_when_they_are_sent",
+];
+
 /// Where this test is run.
 fn places(name: &str, test: &Test) -> Vec<Place> {
+    let mut places = usual_places(name, test);
+    places.extend(APPLE_GUEST.contains(&name).then_some(Place::AppleGuest));
+    places
+}
+
+fn usual_places(name: &str, test: &Test) -> Vec<Place> {
     // A container's own properties, in each engine.
     if name.starts_with("containers::") || name.starts_with("images::") {
         return vec![Place::Docker, Place::Podman];
@@ -159,6 +183,9 @@ fn places(name: &str, test: &Test) -> Vec<Place> {
     }
     if name.starts_with("published::") {
         return vec![Place::Published];
+    }
+    if name.starts_with("machine::") {
+        return vec![Place::AppleGuest];
     }
     if name.starts_with("guest::") {
         return vec![Place::Guest];
@@ -223,6 +250,7 @@ fn main() -> ExitCode {
         ("published", published::TESTS),
         ("apple", apple::TESTS),
         ("carriers", carriers::TESTS),
+        ("machine", machine::TESTS),
         ("guest", guest::TESTS),
         ("agents", agents::TESTS),
         ("images", images::TESTS),

@@ -1,16 +1,20 @@
 //! The stand-in for Apple's `container` command (`moat-standin-container`): where a rig has it, and how it is to behave.
 
+mod files;
+
 use std::{
     collections::BTreeMap,
     fs,
+    io::ErrorKind,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{Mutex, OnceLock, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Outcome, Trouble, engine, rig::binary};
+use crate::{Outcome, Trouble, engine, guest, rig::binary};
 
 /// How the stand-in behaves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,6 +25,8 @@ pub struct Settings {
     pub service: bool,
     /// It has a kernel.
     pub kernel: bool,
+    /// Its machines are guests, which start with these files; otherwise namespaces.
+    pub guest: Option<PathBuf>,
     /// By name.
     pub images: BTreeMap<String, Image>,
     /// Of the socket relays.
@@ -58,23 +64,30 @@ pub struct Defects {
 pub struct Apple(PathBuf);
 
 impl Apple {
-    /// Puts it below a rig's directory: all that is known to be wrong with the relays is.
+    /// Puts it below a rig's directory: all that is known to be wrong with the relays is. Its machines are guests, or
+    /// namespaces.
     ///
     /// # Errors
     /// When the image cannot be made.
-    pub fn new(below: &Path) -> Outcome<Self> {
+    pub fn new(below: &Path, in_guests: bool) -> Outcome<Self> {
         let apple = Self(below.join("a"));
         fs::create_dir(&apple.0)?;
         symlink(binary("moat-standin-container")?, apple.0.join("container"))?;
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.to_owned();
         let env = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
-        let base =
-            Image { root: image()?, architecture, user: String::new(), env, cmd: vec!["sh".to_owned()] };
+        let base = Image {
+            root: made(&IMAGE, "image", engine::make_root)?,
+            architecture,
+            user: String::new(),
+            env,
+            cmd: vec!["sh".to_owned()],
+        };
         let dev = Image { user: "dev".to_owned(), ..base.clone() };
         apple.write(&Settings {
             version: "1.2.1".to_owned(),
             service: true,
             kernel: true,
+            guest: in_guests.then(|| made(&GUEST, "guest", files::make)).transpose()?,
             images: BTreeMap::from([
                 (engine::IMAGE.to_owned(), base),
                 ("localhost/moat-test:dev".to_owned(), dev),
@@ -136,23 +149,49 @@ impl Apple {
     }
 }
 
-static IMAGE: OnceLock<Mutex<Option<PathBuf>>> = OnceLock::new();
+/// What is made once for all rigs, and where.
+type Made = OnceLock<Mutex<Option<PathBuf>>>;
+static IMAGE: Made = OnceLock::new();
+static GUEST: Made = OnceLock::new();
 
-/// The tests' image, unpacked once.
-fn image() -> Outcome<PathBuf> {
-    let made = IMAGE.get_or_init(Mutex::default);
-    let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(root) = &*made {
-        return Ok(root.clone());
+/// Makes it below a directory of this process's, if it is not there.
+fn made(what: &Made, name: &str, make: fn(&Path) -> Outcome) -> Outcome<PathBuf> {
+    let mut made = what.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(place) = &*made {
+        return Ok(place.clone());
     }
-    let root = PathBuf::from(format!("/var/tmp/moat-apple-{}", std::process::id()));
-    engine::make_root(&root)?;
-    *made = Some(root.clone());
-    Ok(root)
+    fs::create_dir_all(directory())?;
+    let place = directory().join(name);
+    make(&place)?;
+    *made = Some(place.clone());
+    Ok(place)
 }
 
-/// Removes the image, and says why it could not.
+fn directory() -> PathBuf {
+    format!("/var/tmp/moat-apple-{}", std::process::id()).into()
+}
+
+/// Removes what was made, and says why it could not.
 pub(crate) fn stop() -> Option<String> {
-    let made = IMAGE.get()?.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-    fs::remove_dir_all(&made).err().map(|error| format!("{}: {error}", made.display()))
+    match fs::remove_dir_all(directory()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Some(format!("{}: {error}", directory().display()))
+        }
+        _ => None,
+    }
+}
+
+/// What shares a directory with a guest: QEMU's own, or the one that came after it.
+#[must_use]
+pub fn shares_program() -> Option<PathBuf> {
+    let places = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
+    places.into_iter().map(PathBuf::from).find(|path| path.exists())
+}
+
+/// Can this machine start such guests?
+#[must_use]
+pub fn has_guests() -> bool {
+    let setpriv =
+        Command::new("setpriv").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
+    guest::here() && shares_program().is_some() && setpriv.is_ok_and(|status| status.success())
 }

@@ -46,6 +46,8 @@ pub enum Part {
     Podman,
     /// What the stand-in for Apple's containers is made of.
     Apple,
+    /// The same, and what its guests are made of.
+    AppleGuest,
     /// QEMU, a kernel and the vsock device's program: a guest can be started.
     Guest,
     /// pasta, root to make hosts of the test's own with `ip`, and the device that pasta moves packets through.
@@ -79,6 +81,9 @@ impl Part {
             Self::Schedule => "more than five minutes (MOAT_TESTS_LONG=1, as .ci/long has it)",
             Self::Docker => "dockerd, docker, busybox-static, ip, and root",
             Self::Apple => "unshare, nsenter, busybox-static, ip, and root",
+            Self::AppleGuest => {
+                "what the stand-in for Apple's containers and a guest need, virtiofsd and setpriv (see .ci/run)"
+            }
             Self::Podman => "podman, docker, busybox-static, and root",
             Self::Guest => {
                 "qemu-system-x86_64, busybox-static, and a kernel and vhost-device-vsock in target/clients/guest (see .ci/run)"
@@ -123,6 +128,7 @@ impl Part {
                     && succeeds(Command::new("busybox").arg("--list"))
                     && succeeds(Command::new("ip").arg("-V"))
             }
+            Self::AppleGuest => Self::Apple.here() && crate::apple::has_guests(),
             Self::Guest => crate::guest::here(),
             Self::Pasta => {
                 Self::Root.here()

@@ -22,6 +22,8 @@ pub enum Place {
     Published,
     /// A stand-in for Apple's containers, whose relays are broken in every way that is known.
     Apple,
+    /// The same with real guests for machines, whose relays go over vsock.
+    AppleGuest,
     /// A virtual machine without a network device, the tunnel over vsock.
     Guest,
 }
@@ -31,7 +33,8 @@ thread_local! {
 }
 
 impl Place {
-    /// The rows of each test of a sandbox. A guest is started by no runtime of moat's: it has chosen ones.
+    /// The rows of each test of a sandbox. Guests have chosen ones: they are slow, and one kind is started by no runtime of
+    /// moat's.
     pub const ALL: [Self; 5] = [Self::Process, Self::Docker, Self::Podman, Self::Published, Self::Apple];
 
     /// As a test's name begins.
@@ -43,6 +46,7 @@ impl Place {
             Self::Podman => "podman",
             Self::Published => "published",
             Self::Apple => "apple",
+            Self::AppleGuest => "apple_guest",
             Self::Guest => "guest",
         }
     }
@@ -54,7 +58,7 @@ impl Place {
             Self::Process | Self::Guest => "process",
             Self::Docker | Self::Published => "docker",
             Self::Podman => "podman",
-            Self::Apple => "apple",
+            Self::Apple | Self::AppleGuest => "apple",
         }
     }
 
@@ -66,6 +70,7 @@ impl Place {
             Self::Docker | Self::Published => Part::Docker,
             Self::Podman => Part::Podman,
             Self::Apple => Part::Apple,
+            Self::AppleGuest => Part::AppleGuest,
             Self::Guest => Part::Guest,
         }
     }
@@ -87,7 +92,7 @@ impl Place {
     /// When it does not start.
     pub fn engine(self) -> Outcome<Option<&'static Engine>> {
         match self {
-            Self::Process | Self::Apple | Self::Guest => Ok(None),
+            Self::Process | Self::Apple | Self::AppleGuest | Self::Guest => Ok(None),
             Self::Docker | Self::Published => engine::docker().map(Some),
             Self::Podman => engine::podman().map(Some),
         }

@@ -181,7 +181,8 @@ impl Rig {
         if place == Place::Published {
             env.insert("MOAT_TUNNEL".to_owned(), "published".to_owned());
         }
-        let apple = (place == Place::Apple).then(|| Apple::new(root.path())).transpose()?;
+        let in_guests = place == Place::AppleGuest;
+        let apple = (place.runtime() == "apple").then(|| Apple::new(root.path(), in_guests)).transpose()?;
         if let Some(apple) = &apple {
             env.insert("PATH".to_owned(), apple.path());
         }

@@ -4,32 +4,23 @@
 //! and this process's is made raw; sizes are passed on, and no other signal is.
 
 use std::{
-    fs::File,
     io::{IsTerminal, Read, Write},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::process::ExitStatusExt,
-    },
+    os::unix::process::ExitStatusExt,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     thread,
-    time::{Duration, Instant},
 };
 
-use nix::{
-    pty::openpty,
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-        termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr},
-    },
+use nix::sys::signalfd::SignalFd;
+
+use super::{
+    Answer, Refusal,
+    machine::{self, Exec},
+    relay,
+    store::Store,
+    terminal::{Pair, Raw, own_size, resizes, set_size},
 };
-
-use super::{Answer, Refusal, machine, relay, store::Store};
-
-/// For the machine's first process to be there.
-const UP: Duration = Duration::from_secs(10);
 
 pub(crate) fn start(store: &Store, words: &[&str]) -> Answer<u8> {
     let ["--attach", "--interactive", id] = words else {
@@ -49,7 +40,7 @@ pub(crate) fn start(store: &Store, words: &[&str]) -> Answer<u8> {
     let path = terminal.as_ref().map(Terminal::path).transpose()?;
     let mut command = machine::command(&container, path.as_deref())?;
     let (child, terminal) = spawn(&mut command, terminal)?;
-    let pid = first_process(&child)?;
+    let pid = machine::first_process(&container, &child)?;
     std::fs::write(container.directory.join("pid"), pid.to_string())?;
     let code = finish(child, terminal);
     // It may have been deleted.
@@ -74,95 +65,70 @@ pub(crate) fn exec(store: &Store, words: &[&str]) -> Answer<u8> {
     let pid = container
         .pid()
         .ok_or_else(|| Refusal::Said("invalidState", format!("container {id} is not running")))?;
+    let exec = Exec {
+        words: words.map(str::to_owned).collect(),
+        user: user.map(str::to_owned),
+        directory: directory.to_owned(),
+        tty,
+    };
     let terminal = tty.then(Terminal::new).transpose()?;
-    let mut command = Command::new("nsenter");
-    command.args(["--target", &pid.to_string(), "--mount", "--pid", "--net", "--uts", "--ipc", "--root"]);
-    command.arg(format!("--wd={directory}"));
-    let user = user.unwrap_or(&container.user);
-    if let Some((uid, gid)) = user.split_once(':') {
-        command.args(["--setuid", uid, "--setgid", gid]);
-    }
-    command
-        .arg("--")
-        .args(words)
-        .env_clear()
-        .envs(&container.env)
-        .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    let path = terminal.as_ref().map(Terminal::path).transpose()?;
+    let mut command = machine::exec(&container, pid, &exec, path.as_deref())?;
     let (child, terminal) = spawn(&mut command, terminal)?;
     finish(child, terminal)
 }
 
-/// A terminal for a program in the machine.
+/// A terminal for a program in the machine, and this process's own.
 struct Terminal {
-    ours: File,
-    theirs: OwnedFd,
-    /// How this process's own was.
-    before: Option<Termios>,
-    signals: SignalFd,
+    pair: Pair,
+    raw: Raw,
+    resizes: SignalFd,
 }
 
 /// What is left of it while the program runs.
 struct Attached {
     output: thread::JoinHandle<()>,
-    before: Option<Termios>,
+    _raw: Raw,
 }
 
 impl Terminal {
     fn new() -> Answer<Self> {
-        let mut resized = SigSet::empty();
-        resized.add(Signal::SIGWINCH);
-        resized.thread_block()?;
-        let signals = SignalFd::with_flags(&resized, SfdFlags::SFD_CLOEXEC)?;
-        let pair = openpty(None, None)?;
-        let before = tcgetattr(std::io::stdin()).ok();
-        if let Some(before) = &before {
-            let mut raw = before.clone();
-            cfmakeraw(&mut raw);
-            tcsetattr(std::io::stdin(), SetArg::TCSANOW, &raw)?;
+        let resizes = resizes()?;
+        let pair = Pair::new()?;
+        let terminal = Self { pair, raw: Raw::new()?, resizes };
+        if let Some(size) = own_size() {
+            set_size(&terminal.path()?, &size);
         }
-        for end in [&pair.master, &pair.slave] {
-            use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        }
-        let terminal = Self { ours: pair.master.into(), theirs: pair.slave, before, signals };
-        pass_size(&terminal.path()?);
         Ok(terminal)
     }
 
     fn path(&self) -> Answer<PathBuf> {
-        Ok(nix::unistd::ttyname(self.theirs.as_fd())?)
-    }
-}
-
-/// From this process's terminal to that one. There is none when stdin is none.
-fn pass_size(to: &std::path::Path) {
-    let said = Command::new("stty").arg("size").stdin(Stdio::inherit()).stderr(Stdio::null()).output();
-    let said = said.map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
-    if let Some((rows, columns)) = said.trim().split_once(' ') {
-        let _gone = Command::new("stty").arg("-F").arg(to).args(["rows", rows, "cols", columns]).status();
+        self.pair.path()
     }
 }
 
 fn spawn(command: &mut Command, terminal: Option<Terminal>) -> Answer<(Child, Option<Attached>)> {
-    let Some(terminal) = terminal else {
+    let Some(Terminal { pair, raw, resizes }) = terminal else {
         return Ok((command.spawn()?, None));
     };
-    let path = terminal.path()?;
-    let Terminal { mut ours, theirs, before, signals } = terminal;
-    let end = || theirs.try_clone().map(Stdio::from);
-    let child = command.stdin(end()?).stdout(end()?).stderr(end()?).spawn()?;
+    let path = pair.path()?;
+    pair.give(command)?;
+    let child = command.spawn()?;
     // The command keeps what it gave the child.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Pair { mut ours, theirs } = pair;
     drop(theirs);
     let mut keys = ours.try_clone()?;
     thread::spawn(move || copy(&mut std::io::stdin().lock(), &mut keys));
     let output = thread::spawn(move || copy(&mut ours, &mut std::io::stdout().lock()));
     thread::spawn(move || {
-        while let Ok(Some(_)) = signals.read_signal() {
-            pass_size(&path);
+        while let Ok(Some(_)) = resizes.read_signal() {
+            if let Some(size) = own_size() {
+                set_size(&path, &size);
+            }
         }
     });
-    Ok((child, Some(Attached { output, before })))
+    Ok((child, Some(Attached { output, _raw: raw })))
 }
 
 fn copy(from: &mut impl Read, to: &mut impl Write) {
@@ -175,31 +141,17 @@ fn copy(from: &mut impl Read, to: &mut impl Write) {
     }
 }
 
-/// The exit status, once everything that the program wrote is passed on.
+/// The exit code, once everything that the program wrote is passed on.
 fn finish(mut child: Child, attached: Option<Attached>) -> Answer<u8> {
     let status = child.wait()?;
-    if let Some(Attached { output, before }) = attached {
+    if let Some(Attached { output, .. }) = attached {
         let _panicked = output.join();
-        if let Some(before) = before {
-            let _gone = tcsetattr(std::io::stdin(), SetArg::TCSANOW, &before);
-        }
     }
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+    Ok(code(status))
 }
 
-/// `unshare` has one child: the machine's first process.
-fn first_process(child: &Child) -> Answer<i32> {
-    let until = Instant::now() + UP;
-    let path = format!("/proc/{0}/task/{0}/children", child.id());
-    loop {
-        let children = std::fs::read_to_string(&path).unwrap_or_default();
-        if let Some(pid) = children.split_whitespace().next().and_then(|pid| pid.parse().ok()) {
-            return Ok(pid);
-        }
-        if Instant::now() > until {
-            return Err(Refusal::Said("internalError", "the machine did not start".to_owned()));
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
+/// As the tool says it.
+pub(crate) fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255)
 }

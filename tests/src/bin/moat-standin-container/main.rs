@@ -2,9 +2,9 @@
 //!
 //! It keeps to what the sources of `container` 1.1 to 1.4 say of the few commands that moat uses: their flags (an unknown
 //! one is refused with exit code 64), the JSON of each version, the texts and exit codes of refusals, the exit status of
-//! `start -a`, one attach only, sockets that are relayed with the known defects. What it does not keep to: a "machine" is
-//! a set of namespaces with a root directory of its own (see [`machine`], the place for a real one), it never has a
-//! network device, it lives in the process of the `start -a` that started it, and nothing is ever fetched.
+//! `start -a`, one attach only, sockets that are relayed with the known defects. What it does not keep to: it never has a
+//! network device, it lives in the process of the `start -a` that started it, its root file system is a shared directory
+//! and no disk, and nothing is ever fetched. Its [`machine`] is a real guest, or only a set of namespaces.
 //!
 //! It is called by the name `container`; beside that name lie its settings (`standin.json`) and its containers.
 #![forbid(unsafe_code)]
@@ -20,8 +20,10 @@ mod json;
 mod machine;
 mod relay;
 mod store;
+mod terminal;
 
 use std::{
+    fmt,
     os::unix::process::CommandExt,
     process::{Command, ExitCode},
     thread,
@@ -44,11 +46,28 @@ pub(crate) enum Refusal {
     Usage(String),
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Said(code, message) => write!(f, "Error: {code}: \"{message}\""),
+            Self::Plain(line) => f.write_str(line),
+            Self::Usage(text) => write!(f, "Error: {text}\nUsage: container <subcommand>"),
+        }
+    }
+}
+
 pub(crate) type Answer<T = ()> = Result<T, Refusal>;
 
 impl<E: std::error::Error> From<E> for Refusal {
     fn from(error: E) -> Self {
-        Self::Said("internalError", error.to_string())
+        Self::internal(error)
+    }
+}
+
+impl Refusal {
+    /// By no fault of who asked.
+    pub(crate) fn internal(why: impl fmt::Display) -> Self {
+        Self::Said("internalError", why.to_string())
     }
 }
 
@@ -57,19 +76,17 @@ fn main() -> ExitCode {
     let called = words.next().unwrap_or_default();
     let words: Vec<String> = words.collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let (code, text) = match answer(&called, &words) {
+    let refusal = match answer(&called, &words) {
         Ok(code) => return ExitCode::from(code),
-        Err(Refusal::Said(code, message)) => (1, format!("Error: {code}: \"{message}\"")),
-        Err(Refusal::Plain(line)) => (1, line),
-        Err(Refusal::Usage(text)) => (USAGE, format!("Error: {text}\nUsage: container <subcommand>")),
+        Err(refusal) => refusal,
     };
-    eprintln!("{text}");
-    ExitCode::from(code)
+    eprintln!("{refusal}");
+    ExitCode::from(if matches!(refusal, Refusal::Usage(_)) { USAGE } else { 1 })
 }
 
 fn answer(called: &str, words: &[&str]) -> Answer<u8> {
-    if let ["__machine", directory, terminal @ ..] = words {
-        return Err(machine::become_it(directory, terminal.first().copied()));
+    if let Some(code) = machine::own_part(words) {
+        return code;
     }
     if let ["__create", called, wanted] = words {
         Store::beside(called)?.create(&serde_json::from_str(wanted)?)?;
@@ -143,7 +160,7 @@ fn kill(container: &Container, signal: &str) -> Answer<u8> {
             "Error from APIServer: invalidState: \"cannot kill: container is not running\"".to_owned(),
         )
     })?;
-    nix::sys::signal::kill(pid, signal)?;
+    machine::signal(container, pid, signal)?;
     if signal == Signal::SIGKILL {
         container.until_gone(Duration::from_secs(10));
     }
@@ -154,9 +171,9 @@ fn kill(container: &Container, signal: &str) -> Answer<u8> {
 /// SIGTERM, five seconds, SIGKILL; one that has stopped is as good.
 fn stop(container: &Container) -> Answer<u8> {
     if let Some(pid) = container.pid() {
-        nix::sys::signal::kill(pid, Signal::SIGTERM)?;
+        machine::signal(container, pid, Signal::SIGTERM)?;
         if !container.until_gone(Duration::from_secs(5)) {
-            nix::sys::signal::kill(pid, Signal::SIGKILL)?;
+            machine::signal(container, pid, Signal::SIGKILL)?;
         }
     }
     println!("{}", container.id());

@@ -7,11 +7,14 @@
 //! - What is published may be accepted, and nothing ever delivered (seen of nobody; a carrier that does not work at all).
 //! - It may stop delivering without closing anything: what is open when a file `stall` appears beside the container.
 //!
+//! All of that is at the host's end. Where the machine is a guest, its end is the same code without a defect, and between
+//! the two is vsock.
+//!
 //! How many connections there are at a time at most is written to the file `peak`.
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
@@ -28,7 +31,7 @@ use super::{Answer, Refusal, machine, store::Container};
 
 /// What the relays of a machine share.
 #[derive(Clone)]
-struct Shared {
+pub(crate) struct Shared {
     defects: Defects,
     directory: PathBuf,
     open: Arc<AtomicUsize>,
@@ -38,14 +41,9 @@ struct Shared {
 
 /// Starts those of a container. They end with this process.
 pub(crate) fn start(container: &Arc<Container>, defects: Defects) -> Answer {
-    let shared = Shared {
-        defects,
-        directory: container.directory.clone(),
-        open: Arc::default(),
-        peak: Arc::default(),
-        hangs: Arc::default(),
-    };
-    for (host, guest) in &container.wanted.published {
+    let dies = defects.dies_after_refusal;
+    let shared = Shared::new(container, defects);
+    for (number, (host, _)) in container.wanted.published.iter().enumerate() {
         if host.exists() {
             return Err(Refusal::Said("exists", format!("{} is there already", host.display())));
         }
@@ -53,35 +51,65 @@ pub(crate) fn start(container: &Arc<Container>, defects: Defects) -> Answer {
         let hangs = Arc::new(AtomicBool::new(shared.defects.published_hangs));
         let own = Shared { hangs, ..shared.clone() };
         let shared = if shared.defects.published_hangs { own } else { shared.clone() };
-        let (container, guest) = (Arc::clone(container), guest.clone());
-        thread::spawn(move || shared.serve(&listener, || machine::connect(&container, &guest), false));
+        let container = Arc::clone(container);
+        shared.serve(accepts(listener), move || machine::connect(&container, number), false);
     }
-    for (host, guest) in &container.wanted.volumes {
-        let listener = machine::listen(container, guest, host)?;
-        let (shared, host) = (shared.clone(), host.clone());
-        let dies = shared.defects.dies_after_refusal;
-        thread::spawn(move || shared.serve(&listener, || UnixStream::connect(&host), dies));
+    for (number, (host, _)) in container.wanted.volumes.iter().enumerate() {
+        let listener = machine::listen(container, number)?;
+        let host = host.clone();
+        shared.serve(accepts(listener), move || UnixStream::connect(&host), dies);
     }
     Ok(())
 }
 
+/// What comes to a unix socket.
+pub(crate) fn accepts(listener: UnixListener) -> impl FnMut() -> io::Result<UnixStream> {
+    move || listener.accept().map(|(stream, _)| stream)
+}
+
 impl Shared {
-    fn serve(&self, listener: &UnixListener, dial: impl Fn() -> std::io::Result<UnixStream>, dies: bool) {
-        for accepted in listener.incoming() {
-            let Ok(accepted) = accepted else { return };
-            match dial() {
-                Ok(dialled) => self.pass(accepted, dialled),
-                Err(_) if dies => {
-                    note(&self.directory, "dead", "1");
-                    // The listener stays, and nobody looks at it any more. Nor is what was accepted closed.
-                    let _both_stay = accepted;
-                    loop {
-                        thread::park();
-                    }
-                }
-                Err(_) => {}
-            }
+    pub(crate) fn new(container: &Container, defects: Defects) -> Self {
+        Self {
+            defects,
+            directory: container.directory.clone(),
+            open: Arc::default(),
+            peak: Arc::default(),
+            hangs: Arc::default(),
         }
+    }
+
+    /// One that has no defect.
+    pub(crate) fn sound(container: &Container) -> Self {
+        Self::new(
+            container,
+            Defects { dies_after_refusal: false, hangs_at: usize::MAX, published_hangs: false },
+        )
+    }
+
+    /// In a thread of its own, until nobody comes any more.
+    pub(crate) fn serve(
+        &self,
+        mut accept: impl FnMut() -> io::Result<UnixStream> + Send + 'static,
+        dial: impl Fn() -> io::Result<UnixStream> + Send + 'static,
+        dies: bool,
+    ) {
+        let shared = self.clone();
+        thread::spawn(move || {
+            while let Ok(accepted) = accept() {
+                match dial() {
+                    Ok(dialled) => shared.pass(accepted, dialled),
+                    Err(_) if dies => {
+                        note(&shared.directory, "dead", "1");
+                        // The listener stays, and nobody looks at it any more. Nor is what was accepted closed.
+                        let _both_stay = accepted;
+                        loop {
+                            thread::park();
+                        }
+                    }
+                    Err(_) => {}
+                }
+            }
+        });
     }
 
     fn pass(&self, accepted: UnixStream, dialled: UnixStream) {

@@ -10,6 +10,7 @@ use std::{
 
 use moat_tests::apple::Settings;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::{Answer, Refusal, flags::Wanted};
 
@@ -20,12 +21,25 @@ pub(crate) struct Store {
 }
 
 /// One container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Container {
     pub(crate) directory: PathBuf,
     pub(crate) wanted: Wanted,
     /// Of its image.
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) user: String,
+    pub(crate) around: Around,
+}
+
+/// What is around a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Around {
+    /// Namespaces of this machine.
+    Namespaces,
+    /// A guest, which starts with these files.
+    Guest(PathBuf),
+    /// The guest that this program runs in.
+    Itself,
 }
 
 impl Store {
@@ -60,7 +74,8 @@ impl Store {
         let wanted: Wanted = serde_json::from_slice(&text)?;
         let image = self.settings.images.get(&wanted.image).ok_or_else(not_found)?;
         let user = wanted.user.clone().unwrap_or_else(|| image.user.clone());
-        Ok(Container { directory, env: image.env.clone(), user, wanted })
+        let around = self.settings.guest.clone().map_or(Around::Namespaces, Around::Guest);
+        Ok(Container { directory, env: image.env.clone(), user, wanted, around })
     }
 
     /// Unpacks the image.
@@ -90,6 +105,16 @@ impl Store {
 }
 
 impl Container {
+    /// For what runs in its machine, which finds no store.
+    pub(crate) fn save(&self) -> Answer {
+        Ok(fs::write(self.directory.join("machine.json"), serde_json::to_vec(self)?)?)
+    }
+
+    /// What was saved there.
+    pub(crate) fn load(directory: &Path) -> Answer<Self> {
+        Ok(serde_json::from_slice(&fs::read(directory.join("machine.json"))?)?)
+    }
+
     pub(crate) fn id(&self) -> &str {
         &self.wanted.name
     }
