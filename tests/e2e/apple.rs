@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("versions_that_are_too_old", APPLE, versions_that_are_too_old),
     Test::new("refusals_name_the_remedy", APPLE, refusals_name_the_remedy),
     Test::new("what_cannot_be_enforced_is_refused", APPLE, what_cannot_be_enforced),
+    Test::new("a_state_that_is_not_known_is_not_stopped", APPLE, a_state_that_is_not_known),
     Test::new("exit_codes", APPLE, exit_codes),
     Test::new("a_terminal", APPLE, a_terminal),
     Test::new("stopped_by_the_tool", APPLE, stopped_by_the_tool),
@@ -142,6 +143,22 @@ fn what_cannot_be_enforced() -> Outcome {
     let ran = rig.run(&["run", "--tunnel", "gateway", &workspace, "--", "true"])?.expect_code(1)?;
     ensure(ran.err.contains("has no tunnel 'gateway'"), || ran.err.clone())?;
     ensure(rig.containers().is_empty() && rig.runs().is_empty(), || "something was started".to_owned())
+}
+
+/// A container whose state the tool does not know, or has a new word for, may well run: only "stopped" keeps a command out.
+fn a_state_that_is_not_known() -> Outcome {
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    let run = stage.rig.runs().pop().ok_or_else(|| Trouble::new("no run"))?;
+    let run = run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for (word, code) in [("unknown", 3), ("paused", 3), ("stopping", 3), ("stopped", 1)] {
+        stage.rig.apple()?.set(|settings| settings.running = word.to_owned())?;
+        let ran = stage.rig.run(&["exec", &run, "--", "sh", "-c", "echo more; exit 3"])?;
+        ensure(ran.code == code && (ran.out == "more\n") == (code == 3), || format!("{word}: {ran:?}"))?;
+        works(&inside)?;
+        ensure(stage.rig.containers().len() == 1, || format!("{word}: the container is gone"))?;
+    }
+    ensure(inside.end()? == 0, || "exit code".to_owned())
 }
 
 fn exit_codes() -> Outcome {

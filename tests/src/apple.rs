@@ -25,6 +25,8 @@ pub struct Settings {
     pub service: bool,
     /// It has a kernel.
     pub kernel: bool,
+    /// Its word for a container that runs.
+    pub running: String,
     /// Its machines are guests, which start with these files; otherwise namespaces.
     pub guest: Option<PathBuf>,
     /// By name.
@@ -87,6 +89,7 @@ impl Apple {
             version: "1.2.1".to_owned(),
             service: true,
             kernel: true,
+            running: "running".to_owned(),
             guest: in_guests.then(|| made(&GUEST, "guest", files::make)).transpose()?,
             images: BTreeMap::from([
                 (engine::IMAGE.to_owned(), base),

@@ -55,18 +55,18 @@ pub(crate) fn image(store: &Store, name: &str) -> Answer<String> {
 
 /// `list`: compact.
 pub(crate) fn list(store: &Store) -> Answer<String> {
-    let all: Vec<Value> = store.all()?.iter().map(container).collect();
+    let all: Vec<Value> = store.all()?.iter().map(|of| container(store, of)).collect();
     Ok(Value::from(all).to_string())
 }
 
 /// `inspect`: an array, pretty.
 pub(crate) fn inspect(store: &Store, id: &str) -> Answer<String> {
-    Ok(format!("{:#}", json!([container(&store.container(id)?)])))
+    Ok(format!("{:#}", json!([container(store, &store.container(id)?)])))
 }
 
-fn container(of: &Container) -> Value {
+fn container(store: &Store, of: &Container) -> Value {
     let wanted = &of.wanted;
-    let state = if of.pid().is_some() { "running" } else { "stopped" };
+    let state = if of.pid().is_some() { store.settings.running.as_str() } else { "stopped" };
     let sockets: Vec<Value> = wanted
         .published
         .iter()
