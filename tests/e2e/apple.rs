@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("refusals_name_the_remedy", APPLE, refusals_name_the_remedy),
     Test::new("what_cannot_be_enforced_is_refused", APPLE, what_cannot_be_enforced),
     Test::new("a_state_that_is_not_known_is_not_stopped", APPLE, a_state_that_is_not_known),
+    Test::new("the_tool_sees_little_of_our_environment", APPLE, the_tool_sees_little),
     Test::new("exit_codes", APPLE, exit_codes),
     Test::new("a_terminal", APPLE, a_terminal),
     Test::new("stopped_by_the_tool", APPLE, stopped_by_the_tool),
@@ -159,6 +160,19 @@ fn a_state_that_is_not_known() -> Outcome {
         ensure(stage.rig.containers().len() == 1, || format!("{word}: the container is gone"))?;
     }
     ensure(inside.end()? == 0, || "exit code".to_owned())
+}
+
+/// Neither that of `moat run`, nor the bridge's, nor moat's own settings.
+fn the_tool_sees_little() -> Outcome {
+    let mut stage = Stage::new()?;
+    for (name, value) in [("HOST_ONLY_TOKEN", "t"), ("CONTAINER_OF_ITS_OWN", "1"), ("LANG", "C")] {
+        stage.rig.env.insert(name.to_owned(), value.to_owned());
+    }
+    let inside = stage.rig.console()?;
+    works(&inside)?;
+    ensure(inside.end()? == 0, || "exit code".to_owned())?;
+    let seen: Vec<String> = stage.rig.apple()?.environment()?.into_iter().collect();
+    ensure(seen == ["CONTAINER_OF_ITS_OWN", "HOME", "LANG", "PATH"], || format!("it sees {seen:?}"))
 }
 
 fn exit_codes() -> Outcome {

@@ -3,7 +3,7 @@
 mod files;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
     os::unix::fs::symlink,
@@ -125,6 +125,15 @@ impl Apple {
 
     fn write(&self, settings: &Settings) -> Outcome {
         Ok(fs::write(self.0.join("standin.json"), serde_json::to_vec(settings)?)?)
+    }
+
+    /// The names in the environment of every call so far.
+    ///
+    /// # Errors
+    /// When it was not called.
+    pub fn environment(&self) -> Outcome<BTreeSet<String>> {
+        let names = fs::read_to_string(self.0.join("environment"))?;
+        Ok(names.lines().map(str::to_owned).collect())
     }
 
     /// Its containers.

@@ -93,6 +93,7 @@ fn answer(called: &str, words: &[&str]) -> Answer<u8> {
         return Ok(0);
     }
     let store = Store::beside(called)?;
+    store.note_environment()?;
     if words == ["--version"] {
         println!("container CLI version {} (build: release, commit: unspecified)", store.version());
         return Ok(0);

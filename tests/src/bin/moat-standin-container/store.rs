@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -51,6 +52,14 @@ impl Store {
 
     pub(crate) fn version(&self) -> &str {
         &self.settings.version
+    }
+
+    /// The names of what this process has in its environment, for the test that looks.
+    pub(crate) fn note_environment(&self) -> Answer {
+        let names: Vec<String> =
+            std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned() + "\n").collect();
+        let file = fs::File::options().create(true).append(true).open(self.directory.join("environment"));
+        Ok(file?.write_all(names.concat().as_bytes())?)
     }
 
     fn containers(&self) -> PathBuf {
