@@ -30,14 +30,19 @@ pub(crate) const TESTS: &[Test] = &[
 /// It says how often something was started in a sandbox.
 const HOOK: &str = "hooks: {pre_run: echo started >>started}\n";
 
+/// With either kind of machine.
+fn is_apple() -> bool {
+    Place::here().runtime() == "apple"
+}
+
 /// What is taken first here, and what next.
 fn order() -> [&'static str; 2] {
-    if Place::here() == Place::Apple { ["published", "unix"] } else { ["unix", "published"] }
+    if is_apple() { ["published", "unix"] } else { ["unix", "published"] }
 }
 
 /// From now on the first does not carry: Apple's socket accepts and delivers nothing, the bridge's own is not there.
 fn break_the_first(rig: &Rig) -> Outcome {
-    if Place::here() == Place::Apple {
+    if is_apple() {
         return rig.apple()?.set(|settings| settings.defects.published_hangs = true);
     }
     rig.run(&["proxy", "start"])?.expect_code(0)?;
@@ -105,8 +110,7 @@ fn the_next_is_taken() -> Outcome {
 fn all_in_vain() -> Outcome {
     let rig = Rig::new()?;
     rig.config(HOOK)?;
-    let is_apple = Place::here() == Place::Apple;
-    if is_apple {
+    if is_apple() {
         rig.apple()?.set(|settings| settings.defects.hangs_at = 1)?;
     } else {
         break_the_first(&rig)?;
@@ -114,7 +118,7 @@ fn all_in_vain() -> Outcome {
     let workspace = rig.workspace().to_string_lossy().into_owned();
     let ran = rig.run(&["run", "-d", &workspace, "--", "true"])?.expect_code(121)?;
     ensure(ran.out.is_empty(), || format!("an id of nothing: {ran:?}"))?;
-    let names = if is_apple {
+    let names = if is_apple() {
         &["nothing was started: no tunnel came up\n  published: ", "\n  unix: "][..]
     } else {
         &["nothing was started: the tunnel 'unix' did not come up: no connection to the bridge at unix:"][..]

@@ -148,7 +148,7 @@ const GUEST: [&str; 18] = [
 
 /// Tests that are run with guests behind the stand-in for Apple's containers as well, unchanged: a few of each kind, for a
 /// guest takes seconds to start.
-const APPLE_GUEST: [&str; 12] = [
+const APPLE_GUEST: [&str; 13] = [
     "apple::a_bridge_that_comes_back",
     "apple::a_relay_that_dies_of_one_refusal",
     "apple::a_relay_that_stops_delivering",
@@ -158,6 +158,7 @@ const APPLE_GUEST: [&str; 12] = [
     "apple::one_connection_at_a_time",
     "apple::stopped_by_the_tool",
     "apple::the_command_is_killed",
+    "carriers::the_next_is_taken",
     "detached::outlives_a_bridge_and_is_stopped",
     "secrets::nothing_inside_holds_a_credential",
     "streaming::r14_events_arrive_when_they_are_sent",

@@ -154,23 +154,24 @@ fn answer_requests(
 impl Guest {
     fn serve(&self, connection: &UnixStream) -> Answer {
         let request = wire::hear(connection)?;
-        let running = self.process.get().copied();
-        let running = running.ok_or_else(|| Refusal::Said("invalidState", "it does not run yet".to_owned()));
-        match (request, running) {
-            (Request::Signal(number), Ok(pid)) => {
+        let Some(pid) = self.process.get().copied() else {
+            let text = "it does not run yet".to_owned();
+            return wire::answer(connection, Err(Refusal::Said("invalidState", text)));
+        };
+        match request {
+            Request::Signal(number) => {
                 let sent = Signal::try_from(number).and_then(|signal| nix::sys::signal::kill(pid, signal));
                 wire::answer(connection, sent.map_err(Refusal::from))
             }
-            (Request::Exec { exec, size }, Ok(pid)) => {
+            Request::Exec { exec, size } => {
                 wire::answer(connection, Ok(()))?;
                 let tty = exec.tty.then_some(size);
                 let command = |_: Option<&Path>| Ok(namespaces::exec(&self.container, pid, &exec));
                 session::serve(connection, tty, command, |_| Ok(()))
             }
-            (Request::Start { .. }, Ok(_)) => {
+            Request::Start { .. } => {
                 wire::answer(connection, Err(Refusal::Usage("a second container".to_owned())))
             }
-            (_, Err(refusal)) => wire::answer(connection, Err(refusal)),
         }
     }
 }

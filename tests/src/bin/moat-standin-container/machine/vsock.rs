@@ -50,3 +50,15 @@ fn socket() -> io::Result<Socket> {
     }
     Socket::new(Domain::VSOCK, Type::STREAM, None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_s_own_is_not_touched() {
+        for error in [dial(CONTROL).err(), listen(CONTROL).err()] {
+            assert!(error.is_some_and(|error| error.to_string().contains("first process of a guest")));
+        }
+    }
+}

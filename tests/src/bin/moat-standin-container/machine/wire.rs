@@ -102,3 +102,36 @@ impl Frame {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let frames = [
+            Frame::Input(b"typed".to_vec()),
+            Frame::Input(Vec::new()),
+            Frame::Output(vec![0; FRAME]),
+            Frame::Errors(vec![255, 0]),
+            Frame::Size(b"[\"33\",\"99\"]".to_vec()),
+            Frame::Exit(137),
+        ];
+        let mut bytes = Vec::new();
+        for frame in &frames {
+            frame.write(&mut bytes).unwrap();
+        }
+        let mut from = bytes.as_slice();
+        for frame in frames {
+            assert_eq!(Frame::read(&mut from).unwrap(), frame);
+        }
+        assert!(Frame::read(&mut from).is_err(), "there is no more");
+    }
+
+    #[test]
+    fn what_nobody_writes_is_refused() {
+        for bytes in [&b"o\0\x01\0\x01"[..], b"x\0\0\0\0", b"?\0\0\0\0"] {
+            assert_eq!(Frame::read(&mut &*bytes).unwrap_err().kind(), ErrorKind::InvalidData, "{bytes:?}");
+        }
+    }
+}
