@@ -32,6 +32,7 @@ mod oauth;
 mod policy;
 mod preflight;
 mod published;
+mod quirks;
 mod restart;
 mod rules;
 mod sandbox;
@@ -253,6 +254,7 @@ fn main() -> ExitCode {
         ("carriers", carriers::TESTS),
         ("machine", machine::TESTS),
         ("guest", guest::TESTS),
+        ("quirks", quirks::TESTS),
         ("agents", agents::TESTS),
         ("images", images::TESTS),
     ];

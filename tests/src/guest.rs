@@ -17,7 +17,7 @@ pub(crate) mod archive;
 mod device;
 mod initramfs;
 mod monitor;
-mod register;
+pub mod register;
 
 use std::{
     fs,
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// The port of the tunnel, whoever listens.
-const PORT: u32 = 5000;
+pub const PORT: u32 = 5000;
 /// From the start of the machine to the first answer of the program in it: seconds without KVM, more on a busy machine.
 pub const BOOT: Duration = Duration::from_secs(120);
 

@@ -25,6 +25,7 @@ pub mod needles;
 pub mod parts;
 pub mod pki;
 pub mod place;
+pub mod quirks;
 pub mod rig;
 pub mod seen;
 pub mod suite;

@@ -132,10 +132,9 @@ impl Uplink {
                 Err(Attempt::InVain)
             }
             Ok(Err(error)) => {
-                let nobody = matches!(error, GreetError::Dial(_));
-                let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                self.say(Link::Down(format!("{}{hint}", chain(&error)).into()));
-                Err(if nobody { Attempt::Nobody } else { Attempt::InVain })
+                let (link, attempt) = judged(&error);
+                self.say(link);
+                Err(attempt)
             }
             Err(_elapsed) => {
                 let seconds = limits::HANDSHAKE.as_secs();
@@ -189,6 +188,14 @@ impl Uplink {
     }
 }
 
+/// What to say of an attempt that failed, and what it counts as.
+fn judged(error: &GreetError) -> (Link, Attempt) {
+    let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+    let nobody = matches!(error, GreetError::Dial(_));
+    let attempt = if nobody { Attempt::Nobody } else { Attempt::InVain };
+    (Link::Down(format!("{}{hint}", chain(error)).into()), attempt)
+}
+
 /// A bridge that dies, or whose host does, is the common case and needs no more words than these.
 fn why_it_broke(error: &hyper::Error) -> String {
     let cut = causes(error).filter_map(|error| error.downcast_ref::<io::Error>()).any(|io| {
@@ -196,4 +203,25 @@ fn why_it_broke(error: &hyper::Error) -> String {
         matches!(io.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
     });
     if cut { "the bridge went away".to_owned() } else { chain(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uplink::transport::DialError;
+    use test_case::test_case;
+
+    /// Of a port where nobody listens one device says so at once (Firecracker, the kernel's own: a reset), another lets the
+    /// kernel's two seconds pass (vhost-device-vsock): the same remedy, and tried again as soon.
+    #[test_case(libc::ECONNRESET; "reset")]
+    #[test_case(libc::ETIMEDOUT; "no answer")]
+    fn nobody_listens_on_the_host(code: i32) {
+        let source = io::Error::from_raw_os_error(code);
+        let error = GreetError::Dial(DialError { endpoint: "vsock:2:5000".parse().unwrap(), source });
+        let (Link::Down(why), attempt) = judged(&error) else { panic!("refused") };
+        assert_eq!(attempt, Attempt::Nobody);
+        assert!(why.starts_with("no connection to the bridge at vsock:2:5000: "), "{why}");
+        let remedy = "; nobody listens there: is the bridge running? try `moat proxy status` on the host";
+        assert!(why.ends_with(remedy), "{why}");
+    }
 }

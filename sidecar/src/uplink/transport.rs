@@ -52,9 +52,9 @@ pub enum TransportError {
 #[derive(Debug, thiserror::Error)]
 #[error("no connection to the bridge at {endpoint}")]
 pub(crate) struct DialError {
-    endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
     #[source]
-    source: io::Error,
+    pub(super) source: io::Error,
 }
 
 impl Hint for DialError {

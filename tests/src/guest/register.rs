@@ -38,7 +38,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// A run that the bridge serves, held by a thread of this process; dropping it ends the run.
 #[derive(Debug)]
-pub(super) struct Registration {
+pub struct Registration {
     run: String,
     /// For the sidecar alone.
     identity: Value,
@@ -60,7 +60,10 @@ struct Server {
 
 impl Registration {
     /// Registers what the rig's moat.yaml names. `device`: the socket of the guest's device on the host.
-    pub(super) fn of(rig: &Rig, device: &Path, listens: bool) -> Outcome<Self> {
+    ///
+    /// # Errors
+    /// When the bridge refuses.
+    pub fn of(rig: &Rig, device: &Path, listens: bool) -> Outcome<Self> {
         rig.run(&["proxy", "start"])?.expect_code(0)?;
         let servers = servers(&fs::read_to_string(rig.workspace().join("moat.yaml"))?)?;
         ensure(!servers.is_empty(), || "moat.yaml names no server".to_owned())?;
@@ -108,9 +111,18 @@ impl Registration {
 impl Registration {
     /// Has the bridge dial the guest, which listens by now: a device that was dialled before there is anybody in its guest
     /// may not recover.
-    pub(super) fn dial(&self) -> Outcome {
+    ///
+    /// # Errors
+    /// When the bridge refuses.
+    pub fn dial(&self) -> Outcome {
         let (dial, path) = (json!({"endpoint": self.endpoint}), format!("/v1/runs/{}/dial", self.run));
         ask(&self.control, "POST", &path, Some(&dial), 204).map(drop)
+    }
+
+    /// What PID 1 tells the relay, with its port and its tunnel.
+    #[must_use]
+    pub fn relay(&self, port: u16, tunnel: &Value) -> Value {
+        json!({"run": self.run, "identity": self.identity, "relay_port": port, "tunnel": tunnel})
     }
 }
 
