@@ -8,7 +8,7 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixListener},
     process::{Child, Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use moat_tests::{
@@ -39,6 +39,8 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// A drain's five seconds, and some for a busy machine.
 const ENDED: Duration = Duration::from_secs(15);
+/// Long before a ping would tell.
+const AT_ONCE: Duration = Duration::from_secs(5);
 const MANY: usize = 1024;
 /// More than one attempt's deadline, and a pause.
 const AGAIN: Duration = Duration::from_secs(25);
@@ -167,15 +169,18 @@ fn session(stage: &Stage, device: &Device, listens: bool) -> Outcome {
         is_open(stage).ok().filter(|is| !is).map(|_| ())
     })?;
     if !listens {
-        eventually("the device is free", Duration::from_secs(5), || (device.open() == 0).then_some(()))?;
+        eventually("the device is free", AT_ONCE, || (device.open() == 0).then_some(()))?;
     }
     // The bridge ends the run with streams open: the sidecar knows at once.
     let guest = Guest::start(stage, &run, device, listens)?;
     let stream = guest.inside.call(&fault("hang-stream?cut"))?;
     stream.text("progress")?;
     drop(run);
+    let ended = Instant::now();
     let told = stream.answer()?;
     ensure(told.kind() == "tunnel_lost", || format!("{told:?}"))?;
+    // And not by pings that nobody answers.
+    ensure(ended.elapsed() < AT_ONCE, || format!("the sidecar knows after {:?}", ended.elapsed()))?;
     guest.end().map(drop)
 }
 

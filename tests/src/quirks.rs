@@ -222,3 +222,45 @@ fn has_ended(stream: &UnixStream, within: PollTimeout) -> bool {
     let polled = poll(&mut asked, within);
     polled.is_ok_and(|count| count > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::eventually;
+
+    /// Somebody dials from the guest, and ends only what it says itself.
+    fn half_closed(ends: Ends) -> (Device, UnixStream, UnixStream) {
+        let directory = tempfile::tempdir().unwrap();
+        let device = Device::start(&directory.path().join("d"), ends, 1, Full::Closes).unwrap();
+        let host = UnixListener::bind(format!("{}_{PORT}", device.host().display())).unwrap();
+        let mut guest = UnixStream::connect(device.guest()).unwrap();
+        let mut bridge = host.accept().unwrap().0;
+        guest.write_all(b"ask").unwrap();
+        bridge.read_exact(&mut [0; 3]).unwrap();
+        guest.shutdown(Shutdown::Write).unwrap();
+        (device, guest, bridge)
+    }
+
+    #[test]
+    fn half_of_an_end_is_absorbed_and_counted() {
+        let (device, mut guest, mut bridge) = half_closed(Ends::Absorbed);
+        let within = Duration::from_secs(5);
+        eventually("it is counted", within, || (device.halves() == 1).then_some(())).unwrap();
+        bridge.write_all(b"answer").unwrap();
+        guest.read_exact(&mut [0; 6]).unwrap();
+        assert_eq!(device.open(), 1);
+        drop(guest);
+        assert_eq!(bridge.read(&mut [0]).unwrap(), 0, "everything has ended");
+        eventually("its place is free", within, || (device.open() == 0).then_some(())).unwrap();
+    }
+
+    #[test]
+    fn or_it_is_the_end_of_all_of_it() {
+        let (device, mut guest, mut bridge) = half_closed(Ends::Both);
+        assert_eq!(guest.read(&mut [0]).unwrap(), 0);
+        assert_eq!(bridge.read(&mut [0]).unwrap(), 0);
+        assert_eq!(device.halves(), 0);
+    }
+}
