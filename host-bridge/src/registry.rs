@@ -58,7 +58,12 @@ pub(crate) struct Run {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
     /// The port where the run's sidecar comes to, if it cannot to the bridge's own socket.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        alias = "gateway",
+        deserialize_with = "durable::listen"
+    )]
     pub(crate) listen: Option<Endpoint>,
     /// Where the bridge dials the run's sidecar, if it has to.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@ use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
     os::{fd::OwnedFd, unix::net::UnixListener},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -15,10 +16,10 @@ use moat_tests::{
     Outcome, Trouble,
     clock::eventually,
     console::http::Body,
-    guest::register::Registration,
+    guest::{PORT, register::Registration},
     inside::{Inside, Request},
     quirks::{Device, Ends, Full},
-    rig::{PATIENCE, binary},
+    rig::{PATIENCE, Rig, binary},
     trouble::ensure,
 };
 use nix::{
@@ -34,6 +35,7 @@ use crate::{
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("half_an_end_is_not_carried", &[], half_an_end_is_not_carried),
+    Test::new("a_port_that_no_run_came_to_need_is_closed", &[], a_port_that_no_run_came_to_need),
     Test::new("room_for_one_connection", &[], room_for_one_connection).ahead(),
 ];
 
@@ -217,4 +219,17 @@ fn without_room(full: Full, listens: bool) -> Outcome {
     guest.works()?;
     ensure(device.peak() == 1, || format!("{} connections at a time", device.peak()))?;
     guest.end().map(drop)
+}
+
+/// It was opened before the registration was refused.
+fn a_port_that_no_run_came_to_need() -> Outcome {
+    let rig = Rig::new()?;
+    let server = "  - name: open\n    url: http://127.0.0.1:1/\n";
+    rig.config(&format!("mcp:\n{server}{server}"))?;
+    let device = rig.user_home().join("v");
+    let refused = Registration::of(&rig, &device, false).err().map(|trouble| trouble.to_string());
+    ensure(refused.as_ref().is_some_and(|text| text.contains("listed twice")), || format!("{refused:?}"))?;
+    ensure(rig.log().contains("sandboxes may come here"), || format!("it was not opened: {}", rig.log()))?;
+    let socket = PathBuf::from(format!("{}_{PORT}", device.display()));
+    eventually("the port is closed", AT_ONCE, || (!socket.exists()).then_some(()))
 }

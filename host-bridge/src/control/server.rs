@@ -232,7 +232,8 @@ async fn answer(state: &State, drain: Drain, request: Request<Incoming>) -> Resu
 }
 
 async fn register(state: &State, wish: Register) -> Result<Response<Body>, Refusal> {
-    let listen = match wish.listen.clone() {
+    // Open until the run itself needs it, or there is none.
+    let opened = match wish.listen.clone() {
         Some(wanted) => Some(state.ports.open(wanted.clone()).await.map_err(|error| {
             let text = format!("listening for the sandbox at {wanted}: {error}");
             let hint = match wanted {
@@ -248,6 +249,7 @@ async fn register(state: &State, wish: Register) -> Result<Response<Body>, Refus
         })?),
         None => None,
     };
+    let listen = opened.as_ref().map(|opened| opened.at.clone());
     let run = state.registry.register(wish, listen.clone()).await?;
     match state.authority.issue(&run.id) {
         Ok(identity) => Ok(json(StatusCode::CREATED, &Registered { run: run.id.clone(), identity, listen })),

@@ -6,12 +6,13 @@
 use std::{
     borrow::Cow,
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use moat_shared::hint::Hint;
-use serde::{Deserialize, Serialize};
+use moat_shared::{endpoint::Endpoint, hint::Hint};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::value::RawValue;
 
 use super::Run;
@@ -119,6 +120,17 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Loaded, LoadError> {
     Ok(loaded)
 }
 
+/// Where a run's sidecar comes to. Before it could be anything but an address of this machine's, it was `gateway`, and only
+/// that: a run that was started then goes on.
+pub(super) fn listen<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Endpoint>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+    let parsed = match text.parse::<SocketAddr>() {
+        Ok(gateway) => Ok(Endpoint::Tcp(gateway)),
+        Err(_) => text.parse::<Endpoint>(),
+    };
+    parsed.map(Some).map_err(D::Error::custom)
+}
+
 /// The id that an entry claims, though the rest of it cannot be read.
 fn id_of(entry: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
@@ -223,6 +235,21 @@ pub(super) mod tests {
         assert!(matches!(parse(bytes, Path::new("f")), Err(LoadError::Damaged { line: 2, .. })));
         let newer = br#"{"version":2,"runs":[]}"#;
         assert!(matches!(parse(newer, Path::new("f")), Err(LoadError::Version { found: 2, .. })));
+    }
+
+    #[test_case("\"listen\":\"tcp:172.17.0.1:4000\"" => Ok("tcp:172.17.0.1:4000".to_owned()); "as it is written")]
+    #[test_case("\"gateway\":\"172.17.0.1:4000\"" => Ok("tcp:172.17.0.1:4000".to_owned()); "as it was written before")]
+    #[test_case("\"listen\":\"vsock:/v.sock:5000\"" => Ok("vsock:/v.sock:5000".to_owned()); "a guest's")]
+    #[test_case("\"listen\":\"somewhere\"" => Err(true); "nowhere")]
+    #[test_case("\"gateway\":\"172.17.0.1:4000\",\"listen\":\"tcp:172.17.0.1:4001\"" => Err(false); "both")]
+    fn a_port_goes_on_under_its_older_name(port: &str) -> Result<String, bool> {
+        let run = serde_json::to_string(&run(1)).unwrap().replacen('{', &format!("{{{port},"), 1);
+        let loaded = parse(format!("{{\"version\":1,\"runs\":[{run}]}}").as_bytes(), Path::new("f")).unwrap();
+        match (loaded.runs.as_slice(), loaded.unreadable.as_slice()) {
+            ([run], []) => Ok(run.listen.as_ref().unwrap().to_string()),
+            ([], [not]) => Err(not.reason.contains("invalid endpoint")),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! on an engine's network, or the port that a guest dials over vsock.
 //!
 //! ```text
-//! Open ──► bind ──► accept ──► a worker, as from the one socket ──► no run needs it any more ──► closed
+//! Open ──► bind ──► accept ──► a worker, as from the one socket ──► neither a run nor a registration needs it ──► closed
 //!            │ └── a failure is the caller's to tell
 //!            └── of a bridge before this one: again and again, until the address is there and the port free
 //! ```
@@ -12,7 +12,7 @@
 //! after the one of its device.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fs, io,
     net::SocketAddr,
     os::unix::fs::FileTypeExt,
@@ -47,9 +47,16 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Open {
     /// This port, or some port at this address; which one is the answer.
-    Any(Endpoint, oneshot::Sender<io::Result<Endpoint>>),
+    Any(Endpoint, oneshot::Sender<io::Result<Opened>>),
     /// For as long as this run is served, which may have come from the bridge before this one.
     Keep(RunId, Endpoint),
+}
+
+/// A port that is open for as long as this lives, or a run needs it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) at: Endpoint,
+    _needed: oneshot::Sender<()>,
 }
 
 /// Asks for ports.
@@ -61,7 +68,7 @@ impl Ports {
     ///
     /// # Errors
     /// When nothing can be bound there.
-    pub(crate) async fn open(&self, wanted: Endpoint) -> io::Result<Endpoint> {
+    pub(crate) async fn open(&self, wanted: Endpoint) -> io::Result<Opened> {
         let (answer, opened) = oneshot::channel();
         let gone = || io::Error::other("the bridge is leaving");
         self.0.send(Open::Any(wanted, answer)).map_err(|_| gone())?;
@@ -80,15 +87,16 @@ pub(super) struct Table {
     /// By what they are asked for: any port of an address is one.
     open: HashMap<Endpoint, Port>,
     serving: JoinSet<()>,
-    /// Each ends with its run.
-    runs: JoinSet<Endpoint>,
+    /// Each ends with its run, or with the [`Opened`] of one that is to be.
+    needed: JoinSet<Endpoint>,
     registry: Registry,
     arriving: mpsc::Sender<Dialled>,
 }
 
 struct Port {
     at: Endpoint,
-    runs: usize,
+    /// By so many.
+    needed: usize,
     serving: AbortHandle,
     _file: Unlinked,
 }
@@ -111,33 +119,33 @@ impl Drop for Unlinked {
 impl Port {
     fn new(at: Endpoint, serving: AbortHandle) -> Self {
         let file = Unlinked(socket(&at));
-        Self { at, runs: 0, serving, _file: file }
+        Self { at, needed: 0, serving, _file: file }
     }
 }
 
 impl Table {
     pub(super) fn new(registry: Registry, arriving: mpsc::Sender<Dialled>) -> Self {
-        Self { open: HashMap::new(), serving: JoinSet::new(), runs: JoinSet::new(), registry, arriving }
+        Self { open: HashMap::new(), serving: JoinSet::new(), needed: JoinSet::new(), registry, arriving }
     }
 
     pub(super) fn open(&mut self, wanted: Open) {
         match wanted {
             Open::Any(wanted, answer) => {
-                // Nobody waits: then nobody goes there either.
+                // Where nobody waits any more it is not needed.
                 drop(answer.send(self.any(wanted)));
             }
             Open::Keep(run, at) => self.keep(run, at),
         }
     }
 
-    /// A run needs its port no more; `None` when none needs one.
+    /// Somebody needs a port no more; `None` when nobody needs one.
     pub(super) async fn released(&mut self) -> Option<()> {
-        let over = self.runs.join_next().await?;
+        let over = self.needed.join_next().await?;
         if let Ok(key) = over
             && let Some(port) = self.open.get_mut(&key)
         {
-            port.runs -= 1;
-            if port.runs == 0 {
+            port.needed -= 1;
+            if port.needed == 0 {
                 port.serving.abort();
                 self.open.remove(&key);
             }
@@ -146,16 +154,25 @@ impl Table {
         Some(())
     }
 
-    fn any(&mut self, wanted: Endpoint) -> io::Result<Endpoint> {
+    fn any(&mut self, wanted: Endpoint) -> io::Result<Opened> {
         let key = key(&wanted);
-        if let Some(port) = self.open.get(&key) {
-            return Ok(port.at.clone());
-        }
-        let (listener, at) = bind(&wanted)?;
-        tracing::info!(%at, "sandboxes may come here");
-        let serving = self.serving.spawn(serve(listener, at.clone(), self.arriving.clone()));
-        self.open.insert(key, Port::new(at.clone(), serving));
-        Ok(at)
+        let port = match self.open.entry(key.clone()) {
+            Entry::Occupied(port) => port.into_mut(),
+            Entry::Vacant(place) => {
+                let (listener, at) = bind(&wanted)?;
+                tracing::info!(%at, "sandboxes may come here");
+                let serving = self.serving.spawn(serve(listener, at.clone(), self.arriving.clone()));
+                place.insert(Port::new(at, serving))
+            }
+        };
+        port.needed += 1;
+        let (needed, over) = oneshot::channel::<()>();
+        self.needed.spawn(async move {
+            // Nothing is ever sent.
+            let _over = over.await;
+            key
+        });
+        Ok(Opened { at: port.at.clone(), _needed: needed })
     }
 
     fn keep(&mut self, run: RunId, at: Endpoint) {
@@ -165,14 +182,14 @@ impl Table {
             let before = self.open.insert(key.clone(), Port::new(at, serving));
             // Runs of the other port count for this one; both are served until all are over.
             if let (Some(port), Some(before)) = (self.open.get_mut(&key), before) {
-                port.runs = before.runs;
+                port.needed = before.needed;
             }
         }
         if let Some(port) = self.open.get_mut(&key) {
-            port.runs += 1;
+            port.needed += 1;
         }
         let registry = self.registry.clone();
-        self.runs.spawn(async move {
+        self.needed.spawn(async move {
             // One that is not served needs nothing.
             if let Ok(mut ticket) = registry.admit(run).await {
                 ticket.revoked().await;
@@ -308,15 +325,16 @@ mod tests {
         Table::new(restored.unwrap().0, to)
     }
 
-    fn open(ports: &mut Table, wanted: Endpoint) -> io::Result<Endpoint> {
+    fn open(ports: &mut Table, wanted: Endpoint) -> io::Result<Opened> {
         let (answer, mut opened) = oneshot::channel();
         ports.open(Open::Any(wanted, answer));
         opened.try_recv().unwrap()
     }
 
-    fn any(ports: &mut Table, address: IpAddr) -> io::Result<SocketAddr> {
-        match open(ports, Endpoint::Tcp((address, 0).into()))? {
-            Endpoint::Tcp(at) => Ok(at),
+    fn any(ports: &mut Table, address: IpAddr) -> io::Result<(SocketAddr, Opened)> {
+        let opened = open(ports, Endpoint::Tcp((address, 0).into()))?;
+        match &opened.at {
+            Endpoint::Tcp(at) => Ok((*at, opened)),
             other => panic!("{other}"),
         }
     }
@@ -330,8 +348,8 @@ mod tests {
     async fn an_address_has_one_port_and_a_wrong_one_none() {
         let (to, mut arriving) = mpsc::channel(1);
         let mut ports = ports(to);
-        let at = any(&mut ports, HERE).unwrap();
-        assert_eq!(any(&mut ports, HERE).unwrap(), at);
+        let (at, _opened) = any(&mut ports, HERE).unwrap();
+        assert_eq!(any(&mut ports, HERE).unwrap().0, at);
         let _stream = TcpStream::connect(at).await.unwrap();
         assert!(arrives(&mut arriving).await);
         // TEST-NET-1 (RFC 5737) is not there, and an engine's address may come.
@@ -348,7 +366,7 @@ mod tests {
         for run in [1, 2] {
             ports.open(Open::Keep(RunId::from_random([run; 6]), Endpoint::Tcp(at)));
         }
-        assert_eq!(any(&mut ports, HERE).unwrap(), at, "runs that come meanwhile go there as well");
+        assert_eq!(any(&mut ports, HERE).unwrap().0, at, "runs that come meanwhile go there as well");
         // It has been tried in vain.
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop(taken);
@@ -362,6 +380,26 @@ mod tests {
         };
         let _stream = timeout(Duration::from_secs(10), reached).await.unwrap();
         assert!(arrives(&mut arriving).await);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_no_run_came_to_need_is_closed() {
+        let mut ports = ports(mpsc::channel(1).0);
+        let (at, first) = any(&mut ports, HERE).unwrap();
+        let (_, second) = any(&mut ports, HERE).unwrap();
+        drop(first);
+        ports.released().await.unwrap();
+        assert!(TcpStream::connect(at).await.is_ok(), "another registration needs it");
+        drop(second);
+        ports.released().await.unwrap();
+        while ports.serving.join_next().await.is_some() {}
+        assert!(TcpStream::connect(at).await.is_err());
+        // Nor does one stay for whom nobody waits.
+        let (answer, nobody) = oneshot::channel();
+        drop(nobody);
+        ports.open(Open::Any(Endpoint::Tcp((HERE, 0).into()), answer));
+        ports.released().await.unwrap();
+        assert!(ports.open.is_empty());
     }
 
     #[tokio::test]
