@@ -149,7 +149,7 @@ const GUEST: [&str; 18] = [
 
 /// Tests that are run with guests behind the stand-in for Apple's containers as well, unchanged: a few of each kind, for a
 /// guest takes seconds to start.
-const APPLE_GUEST: [&str; 13] = [
+const APPLE_GUEST: [&str; 14] = [
     "apple::a_bridge_that_comes_back",
     "apple::a_relay_that_dies_of_one_refusal",
     "apple::a_relay_that_stops_delivering",
@@ -161,6 +161,7 @@ const APPLE_GUEST: [&str; 13] = [
     "apple::the_command_is_killed",
     "carriers::the_next_is_taken",
     "detached::outlives_a_bridge_and_is_stopped",
+    "further::has_a_terminal",
     "secrets::nothing_inside_holds_a_credential",
     "streaming::r14_events_arrive_when_they_are_sent",
 ];

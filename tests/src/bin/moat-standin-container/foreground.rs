@@ -69,7 +69,6 @@ pub(crate) fn exec(store: &Store, words: &[&str]) -> Answer<u8> {
         words: words.map(str::to_owned).collect(),
         user: user.map(str::to_owned),
         directory: directory.to_owned(),
-        tty,
     };
     let terminal = tty.then(Terminal::new).transpose()?;
     let path = terminal.as_ref().map(Terminal::path).transpose()?;
@@ -96,7 +95,7 @@ impl Terminal {
         let resizes = resizes()?;
         let pair = Pair::new()?;
         let terminal = Self { pair, raw: Raw::new()?, resizes };
-        if let Some(size) = own_size() {
+        if let Ok(size) = own_size() {
             set_size(&terminal.path()?, &size);
         }
         Ok(terminal)
@@ -123,7 +122,7 @@ fn spawn(command: &mut Command, terminal: Option<Terminal>) -> Answer<(Child, Op
     let output = thread::spawn(move || copy(&mut ours, &mut std::io::stdout().lock()));
     thread::spawn(move || {
         while let Ok(Some(_)) = resizes.read_signal() {
-            if let Some(size) = own_size() {
+            if let Ok(size) = own_size() {
                 set_size(&path, &size);
             }
         }

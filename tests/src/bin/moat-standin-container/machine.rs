@@ -38,7 +38,6 @@ pub(crate) struct Exec {
     /// `None`: the container's.
     pub(crate) user: Option<String>,
     pub(crate) directory: String,
-    pub(crate) tty: bool,
 }
 
 /// What this program does where it is called by itself, in a machine or around one.

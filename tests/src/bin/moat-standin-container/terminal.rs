@@ -18,7 +18,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Answer;
+use super::{Answer, Refusal};
 
 /// Rows and columns, as `stty` writes them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -76,12 +76,12 @@ impl Drop for Raw {
 }
 
 /// Of this process's terminal. There is none when stdin is none.
-pub(crate) fn own_size() -> Option<Size> {
-    let said =
-        Command::new("stty").arg("size").stdin(Stdio::inherit()).stderr(Stdio::null()).output().ok()?;
+pub(crate) fn own_size() -> Answer<Size> {
+    let said = Command::new("stty").arg("size").stdin(Stdio::inherit()).stderr(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    let (rows, columns) = said.trim().split_once(' ')?;
-    Some(Size(rows.to_owned(), columns.to_owned()))
+    let (rows, columns) =
+        said.trim().split_once(' ').ok_or_else(|| Refusal::internal("stdin is no terminal"))?;
+    Ok(Size(rows.to_owned(), columns.to_owned()))
 }
 
 pub(crate) fn set_size(of: &Path, Size(rows, columns): &Size) {

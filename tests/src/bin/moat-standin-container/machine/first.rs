@@ -56,9 +56,7 @@ pub(super) fn run() -> Answer<u8> {
     let Request::Start { container, modes, size } = wire::hear(&connection)? else {
         return Err(Refusal::Usage("the first request is not the container".to_owned()));
     };
-    let tty = container.wanted.tty;
-    let prepared = prepare(*container, &modes);
-    let guest = match prepared {
+    let guest = match prepare(*container, &modes) {
         Ok(guest) => Arc::new(guest),
         Err(refusal) => {
             wire::answer(&connection, Err(refusal))?;
@@ -68,7 +66,7 @@ pub(super) fn run() -> Answer<u8> {
     answer_requests(&guest, requests);
     wire::answer(&connection, Ok(()))?;
     let command = |terminal: Option<&Path>| namespaces::command(&guest.container, terminal);
-    session::serve(&connection, tty.then_some(size), command, |child| {
+    session::serve(&connection, size, command, |child| {
         let pid = namespaces::first_process(child)?;
         guest.process.set(pid).map_err(|_| Refusal::Usage("a second container".to_owned()))
     })?;
@@ -165,9 +163,8 @@ impl Guest {
             }
             Request::Exec { exec, size } => {
                 wire::answer(connection, Ok(()))?;
-                let tty = exec.tty.then_some(size);
                 let command = |_: Option<&Path>| Ok(namespaces::exec(&self.container, pid, &exec));
-                session::serve(connection, tty, command, |_| Ok(()))
+                session::serve(connection, size, command, |_| Ok(()))
             }
             Request::Start { .. } => {
                 wire::answer(connection, Err(Refusal::Usage("a second container".to_owned())))

@@ -113,7 +113,7 @@ pub(super) fn run(directory: &Path, terminal: Option<&Path>) -> Answer<u8> {
     let mut around = Surroundings::start(&container).map_err(Refusal::internal)?;
     let ran = around.first_word(&told).map_err(Refusal::internal).and_then(|connection| {
         let modes = container.wanted.volumes.iter().map(|(host, _)| mode(host)).collect::<io::Result<_>>()?;
-        let size = terminal::own_size();
+        let size = terminal.map(|_| terminal::own_size()).transpose()?;
         wire::ask(&connection, &Request::Start { container: Box::new(container.clone()), modes, size })?;
         fs::write(directory.join(UP), "")?;
         session::attach(&connection, resizes)
@@ -131,7 +131,8 @@ pub(super) fn run_exec(directory: &Path, exec: &str, terminal: Option<&Path>) ->
     let resizes = terminal.map(own).transpose()?;
     let _raw = terminal.is_some().then(Raw::new).transpose()?;
     let connection = dial(&container, vsock::CONTROL)?;
-    let request = Request::Exec { exec: serde_json::from_str(exec)?, size: terminal::own_size() };
+    let size = terminal.map(|_| terminal::own_size()).transpose()?;
+    let request = Request::Exec { exec: serde_json::from_str(exec)?, size };
     wire::ask(&connection, &request)?;
     session::attach(&connection, resizes)
 }

@@ -57,7 +57,7 @@ pub(super) fn attach(mut connection: &UnixStream, resizes: Option<SignalFd>) -> 
     if let Some(resizes) = resizes {
         thread::spawn(move || {
             while let Ok(Some(_)) = resizes.read_signal() {
-                let size = own_size().and_then(|size| serde_json::to_vec(&size).ok());
+                let size = own_size().and_then(|size| Ok(serde_json::to_vec(&size)?));
                 let _gone = size.map(|size| sender.send(&Frame::Size(size)));
             }
         });
@@ -78,18 +78,18 @@ fn put(to: &mut impl Write, bytes: &[u8]) -> std::io::Result<()> {
     to.flush()
 }
 
-/// In the guest: starts what `command` makes, given the path of its terminal if it is to have one, and returns when it has
-/// ended and everything is said.
+/// In the guest: starts what `command` makes, given the path of its terminal, which it has if that is to be of some size.
+/// Returns when it has ended and everything is said.
 pub(super) fn serve(
     connection: &UnixStream,
-    terminal: Option<Option<Size>>,
+    size: Option<Size>,
     command: impl FnOnce(Option<&Path>) -> Answer<Command>,
     started: impl FnOnce(&Child) -> Answer,
 ) -> Answer {
     let sender = Sender::new(connection)?;
-    let pair = terminal.is_some().then(Pair::new).transpose()?;
+    let pair = size.is_some().then(Pair::new).transpose()?;
     let path = pair.as_ref().map(Pair::path).transpose()?;
-    if let (Some(path), Some(Some(size))) = (&path, &terminal) {
+    if let (Some(path), Some(size)) = (&path, &size) {
         set_size(path, size);
     }
     let mut command = command(path.as_deref())?;

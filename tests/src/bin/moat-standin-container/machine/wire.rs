@@ -21,7 +21,7 @@ pub(super) const FRAME: usize = 64 * 1024;
 /// Of the host.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// The container, once; `modes` are those of the sockets that are mounted.
+    /// The container, once; `modes` are those of the sockets that are mounted, `size` is its terminal's, if it has one.
     Start { container: Box<Container>, modes: Vec<u32>, size: Option<Size> },
     /// A program beside it.
     Exec { exec: Exec, size: Option<Size> },
