@@ -1,15 +1,23 @@
 //! A run whose first carrier does not come up takes the next by itself, with another container; nothing is left of the one
 //! before but its record. One that the user chose is the only one.
 
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
 
 use moat_tests::{
-    Outcome,
+    Outcome, Trouble,
     clock::eventually,
     parts::Part,
     place::Place,
     rig::{PATIENCE, Ran, Rig},
     trouble::ensure,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use serde_json::Value;
 
@@ -24,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("the_next_is_taken", SANDBOX, the_next_is_taken).ahead(),
     Test::new("all_in_vain", SANDBOX, all_in_vain).ahead(),
     Test::new("one_that_was_chosen_is_the_only_one", SANDBOX, one_that_was_chosen).ahead(),
+    Test::new("interrupted_while_it_waits", SANDBOX, interrupted_while_it_waits),
     Test::new("an_exit_code_is_nobody_s_word", SANDBOX, an_exit_code_is_nobody_s_word),
 ];
 
@@ -144,6 +153,24 @@ fn one_that_was_chosen() -> Outcome {
     ensure(ran.err.contains(&format!("another carrier may do: --tunnel {other}")), || ran.err.clone())?;
     ensure(listed(&rig)?.len() == 1, || "there was another attempt".to_owned())?;
     ensure(started(&rig) == 0, || "something was started".to_owned())?;
+    nothing_is_left(&rig)
+}
+
+/// Nobody who has enough of waiting gets another container.
+fn interrupted_while_it_waits() -> Outcome {
+    let rig = Rig::new()?;
+    rig.config(&with_a_network(HOOK))?;
+    break_the_first(&rig)?;
+    let workspace = rig.workspace().to_string_lossy().into_owned();
+    let mut run = rig.moat(&["run", &workspace, "--", "true"])?.stderr(Stdio::piped()).spawn()?;
+    let mut said = run.stderr.take().map(BufReader::new).ok_or_else(|| Trouble::new("no stderr"))?.lines();
+    let waits = said.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("Waiting for the tunnel")));
+    ensure(waits.is_some(), || "it does not say that it waits".to_owned())?;
+    kill(Pid::from_raw(i32::try_from(run.id())?), Signal::SIGINT)?;
+    let rest = said.collect::<Result<Vec<_>, _>>()?;
+    let ended = run.wait()?;
+    ensure(ended.code() == Some(130), || format!("{ended:?}: {rest:?}"))?;
+    ensure(listed(&rig)?.len() == 1 && started(&rig) == 0, || format!("it went on: {rest:?}"))?;
     nothing_is_left(&rig)
 }
 

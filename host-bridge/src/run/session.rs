@@ -346,7 +346,9 @@ impl Session<'_> {
         let mut ended = None;
         if is_told && let Seen::Ended(code) = patiently("Waiting for the tunnel...", watch.next(None)).await?
         {
-            if code == exit::NO_TUNNEL && self.had_no_tunnel().await {
+            // Whoever wants it to end wants no other either.
+            let is_carriers = code == exit::NO_TUNNEL && watch.deadline.is_none();
+            if is_carriers && self.had_no_tunnel().await {
                 let said = timeout(LAST_OUTPUT, attach::all_said(io, &log)).await;
                 return Ok(End::NoTunnel(reason(&said.unwrap_or(Ok(String::new())).map_err(failed)?)));
             }
