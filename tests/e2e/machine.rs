@@ -3,17 +3,18 @@
 
 use std::{
     fs::{self, File},
-    io::Read,
+    io::{Read, Write},
     path::Path,
     process::Stdio,
 };
 
 use moat_tests::{
     Outcome, Trouble,
+    clock::eventually,
     guest::QEMU,
     needles,
     parts::Part,
-    rig::{Ran, Rig},
+    rig::{PATIENCE, Ran, Rig},
     trouble::ensure,
 };
 use serde_json::json;
@@ -67,14 +68,18 @@ fn it_is_a_guest() -> Outcome {
     ensure(inside.end()? == 0, || "exit code".to_owned())
 }
 
-/// Runs it with this on its stdin.
+/// Runs it with this on its stdin, and then that one's end.
 fn fed(mut command: std::process::Command, text: &str) -> Outcome<Ran> {
-    use std::io::Write;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(text.as_bytes())?;
     }
-    Ok(child.wait_with_output()?.into())
+    let ended = eventually("it ends with its input", PATIENCE, || child.try_wait().ok().flatten());
+    if ended.is_err() {
+        child.kill()?;
+    }
+    let ran = Ran::from(child.wait_with_output()?);
+    ended.map(|_| ran)
 }
 
 /// All of it: the guest's kernel, its caches, every process, what has ended and what is free.
