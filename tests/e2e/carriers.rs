@@ -110,6 +110,8 @@ fn the_next_is_taken() -> Outcome {
     let runs = listed(rig)?;
     let said: Vec<_> = runs.iter().map(|run| (run["tunnel"].as_str(), run["state"].as_str())).collect();
     ensure(said == [(Some(next), Some("stopped")), (Some(first), Some("failed"))], || format!("{runs:#?}"))?;
+    // Of the two, the name means the one that came of it.
+    rig.run(&["logs", runs[0]["name"].as_str().unwrap_or_default()])?.expect_code(0)?;
     let why = runs[1]["error"].as_str().unwrap_or_default();
     ensure(why.starts_with("the tunnel did not come up, and nothing was started: "), || why.to_owned())?;
     nothing_is_left(rig)

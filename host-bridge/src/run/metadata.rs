@@ -58,6 +58,9 @@ pub(crate) struct Metadata {
     pub(crate) stopped_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) error: String,
+    /// Its tunnel did not come up, and the command went on with another run, which has the name as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) gave_way: bool,
     #[serde(default)]
     pub(crate) runtime: String,
     /// The `moat` command that holds the run.
@@ -166,6 +169,7 @@ impl Metadata {
             started_at: None,
             stopped_at: None,
             error: String::new(),
+            gave_way: false,
             runtime: runtime.to_owned(),
             holder: Some(holder),
             exit_code: None,

@@ -70,10 +70,12 @@ pub(crate) fn all(home: &Home) -> io::Result<Listing> {
 pub(crate) fn matching(runs: Vec<Record>, argument: &str) -> Result<Vec<Record>, SelectError> {
     let by_id = |run: &Record| run.id.as_str() == argument;
     let by_name = |run: &Record| run.metadata.name == argument;
+    // Of one start that took two, it means the one that came of it.
+    let by_its_name = |run: &Record| by_name(run) && !run.metadata.gave_way;
     let by_prefix = |run: &Record| argument.len() > RUN.len() && run.id.as_str().starts_with(argument);
     const RUN: &str = "run_";
 
-    let rules: [&dyn Fn(&Record) -> bool; 3] = [&by_id, &by_name, &by_prefix];
+    let rules: [&dyn Fn(&Record) -> bool; 4] = [&by_id, &by_its_name, &by_name, &by_prefix];
     let rule = rules.into_iter().find(|rule| runs.iter().any(rule));
     let rule = rule.ok_or_else(|| SelectError::NoMatch(argument.to_owned()))?;
     Ok(runs.into_iter().filter(|run| rule(run)).collect())
@@ -104,13 +106,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::at(dir.path());
         let runs = [
-            ("run_aa0000000001", "otter", 1),
-            ("run_aa0000000002", "twin", 3),
-            ("run_bb0000000003", "twin", 2),
+            ("run_aa0000000001", "otter", 1, false),
+            ("run_aa0000000002", "twin", 9, false),
+            ("run_bb0000000003", "twin", 8, false),
+            ("run_cc0000000004", "mole", 2, true),
+            ("run_cc0000000005", "mole", 3, false),
+            ("run_dd0000000006", "newt", 4, true),
         ];
-        for (id, name, second) in runs {
+        for (id, name, second, gave_way) in runs {
             let now = jiff::Timestamp::from_second(second).unwrap();
-            let metadata = Metadata::new(name.into(), Path::new("/w"), "process", Process::current(), now);
+            let mut metadata =
+                Metadata::new(name.into(), Path::new("/w"), "process", Process::current(), now);
+            metadata.gave_way = gave_way;
             Record::create(&home, id.parse().unwrap(), metadata).unwrap();
         }
         (dir, home)
@@ -118,6 +125,8 @@ mod tests {
 
     #[test_case(None => "run_aa0000000002"; "most recent")]
     #[test_case(Some("otter") => "run_aa0000000001"; "name")]
+    #[test_case(Some("mole") => "run_cc0000000005"; "not the one that gave way")]
+    #[test_case(Some("newt") => "run_dd0000000006"; "unless it is the only one")]
     #[test_case(Some("run_bb") => "run_bb0000000003"; "beginning of an id")]
     #[test_case(Some("run_bb0000000003") => "run_bb0000000003"; "id")]
     #[test_case(Some("twin") => "name \"twin\" matches 2 runs; specify a run ID to disambiguate")]
@@ -137,7 +146,7 @@ mod tests {
         fs::write(home.metadata(&"run_aa0000000001".parse().unwrap()), "{").unwrap();
         fs::create_dir(home.runs().join("not-a-run")).unwrap();
         let listing = all(&home).unwrap();
-        assert_eq!((listing.runs.len(), listing.unreadable.len()), (2, 1));
+        assert_eq!((listing.runs.len(), listing.unreadable.len()), (5, 1));
     }
 
     #[test]

@@ -255,6 +255,7 @@ impl Session<'_> {
             End::NoTunnel(why) => Err(format!("the tunnel did not come up, and nothing was started: {why}")),
             End::Failed(failure) => Err(failure.text.clone()),
         };
+        record.metadata.gave_way = matches!(end, End::NoTunnel(_)) && self.trials.has_next();
         let write = move || match noted {
             Ok(code) => record.stopped(&home, code, now),
             Err(reason) => record.failed(&home, reason, now),

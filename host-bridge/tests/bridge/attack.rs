@@ -57,16 +57,24 @@ impl Scene {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// What the bridge's memory grew by, once it is at rest.
+    /// Processor time that the bridge has used, in hundredths of a second.
+    fn used(&self) -> usize {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon.pid())).unwrap();
+        let after_name = stat.rsplit_once(')').unwrap().1;
+        // utime and stime, proc(5).
+        after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<usize>().unwrap()).sum()
+    }
+
+    /// What the bridge's memory grew by, once it is at rest: between two looks it did next to nothing.
     async fn growth(&self, before: usize) -> usize {
-        let mut last = self.memory();
+        let mut last = (self.memory(), self.used());
         let deadline = Instant::now() + PATIENCE;
         loop {
-            assert!(Instant::now() < deadline, "the bridge's memory does not come to rest: {last} KiB");
+            assert!(Instant::now() < deadline, "the bridge's memory does not come to rest: {last:?}");
             tokio::time::sleep(Duration::from_millis(300)).await;
-            let now = self.memory();
-            if now.abs_diff(last) < 256 {
-                return now.saturating_sub(before);
+            let now = (self.memory(), self.used());
+            if now.0.abs_diff(last.0) < 256 && now.1 - last.1 <= 1 {
+                return now.0.saturating_sub(before);
             }
             last = now;
         }

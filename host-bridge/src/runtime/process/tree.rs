@@ -323,7 +323,6 @@ impl Place {
     }
 }
 
-/// The place that `path` is for the sandbox, if there is one.
 /// Covers what is found. What is gone by now needs no hiding; what goes while it is covered, which the kernel answers with
 /// ENOENT, may have been made anew.
 fn cover<T>(
@@ -342,6 +341,7 @@ fn cover<T>(
     Ok(Err(io::ErrorKind::NotFound.into()))
 }
 
+/// The place that `path` is for the sandbox, if there is one.
 fn existing(path: &Path) -> Result<Option<Place>, BuildError> {
     Ok(open_below(path).doing(|| format!("finding {}", path.display()))?.map(Place))
 }
