@@ -119,10 +119,6 @@ impl<D: Door> Connection<D> {
 
     /// Serves it to its end.
     pub(super) async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        // While it waited for its thread, in a flood: what a handshake needs is not even made.
-        if self.half_open.is_evicted() {
-            return;
-        }
         let handshake =
             timeout_at(self.deadline, self.shared.tls.accept(Gulp::new(stream, limits::TUNNEL_READ)));
         let stream = tokio::select! {

@@ -21,7 +21,7 @@ use moat_shared::rt::drain::Drain;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot},
-    task::JoinSet,
+    task::{JoinSet, yield_now},
 };
 
 use super::{
@@ -156,7 +156,12 @@ fn serve<D: Door>(
                 tokio::select! {
                     Some(_) = tunnels.join_next() => {}
                     arrival = arriving.recv() => match arrival {
-                        Some(arrival) => _ = tunnels.spawn(tunnel(Arc::clone(&shared), arrival)),
+                        // In a flood most have made room for a newer one while they waited here.
+                        Some(mut arrival) => if !arrival.half_open.is_evicted() {
+                            tunnels.spawn(tunnel(Arc::clone(&shared), arrival));
+                            // It has its turn before the next is taken in: what waits is small, a tunnel is not.
+                            yield_now().await;
+                        },
                         None => break,
                     },
                 }

@@ -65,10 +65,11 @@ impl Scene {
         after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<usize>().unwrap()).sum()
     }
 
-    /// What the bridge's memory grew by, once it is at rest: between two looks it did next to nothing.
+    /// What the bridge's memory grew by, once it is at rest: between two looks it did next to nothing. A busy machine takes
+    /// its time.
     async fn growth(&self, before: usize) -> usize {
         let mut last = (self.memory(), self.used());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + 4 * PATIENCE;
         loop {
             assert!(Instant::now() < deadline, "the bridge's memory does not come to rest: {last:?}");
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -486,7 +487,7 @@ async fn thousands_of_half_open_connections() {
     assert!(descriptors < 256 + 64, "{descriptors} descriptors");
     let grown = scene.growth(before).await;
     report("3,000 half-open connections", grown);
-    assert!(grown < 16 * 1024, "{grown} KiB");
+    assert!(grown < 10 * 1024, "{grown} KiB");
 }
 
 /// The same to a bridge that has fewer descriptors than it allows connections: nobody's run ends, nobody is kept out.
