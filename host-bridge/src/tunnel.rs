@@ -33,16 +33,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use self::{carrier::Origin, half_open::HalfOpen, ports::Table, workers::Workers};
 pub(crate) use self::{
     carrier::via,
     dial::Dial,
     ports::{Open, Ports},
-};
-use self::{
-    carrier::{Carrier, Origin},
-    half_open::HalfOpen,
-    ports::Table,
-    workers::Workers,
 };
 use crate::registry::{Registry, Run};
 
@@ -176,21 +171,27 @@ impl Tunnels {
                 Some(()) = ports.released() => continue,
                 Some(arrived) = arriving.recv() => Ok(arrived),
                 accepted = listener.accept() => {
-                    accepted.map(|(stream, _)| (Carrier::Unix(stream), Origin::Accepted("unix")))
+                    accepted
+                        .and_then(|(stream, _)| stream.into_std())
+                        .map(|stream| (stream.into(), Origin::Accepted("unix")))
                 }
             };
-            let taken = come.and_then(|come| workers.take(come, half_open.enter(), drain.clone()));
-            if let Err(error) = taken {
-                // A lack of descriptors: whoever did not say who he is gives one back.
-                if half_open.evict_oldest() {
-                    tokio::time::sleep(EVICTED).await;
+            let error = match come {
+                Ok(come) => {
+                    workers.take(come, half_open.enter(), drain.clone());
                     continue;
                 }
-                tracing::error!(%error, "accepting a tunnel failed");
-                tokio::select! {
-                    () = drain.signalled() => break,
-                    () = tokio::time::sleep(ACCEPT_PAUSE) => {}
-                }
+                Err(error) => error,
+            };
+            // A lack of descriptors: whoever did not say who he is gives one back.
+            if half_open.evict_oldest() {
+                tokio::time::sleep(EVICTED).await;
+                continue;
+            }
+            tracing::error!(%error, "accepting a tunnel failed");
+            tokio::select! {
+                () = drain.signalled() => break,
+                () = tokio::time::sleep(ACCEPT_PAUSE) => {}
             }
         }
         drop((listener, diallers, ports));

@@ -17,7 +17,10 @@ use moat_shared::{
     rt::{drain, drain::Drained},
     secret::Secret,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
 
 use crate::{
     chain::chain,
@@ -144,11 +147,14 @@ async fn serve(prepared: Prepared) -> Result<(), StartError> {
             log!("stopped with requests still in flight");
         }
     };
-    let work =
-        async { tokio::join!(relay.run(relay_drain), uplink.run(uplink_drain), announce(tunnel, ready)) };
+    // Each a task: what the outermost future is woken for costs a look at all sockets.
+    let mut work = JoinSet::new();
+    work.spawn(relay.run(relay_drain));
+    work.spawn(uplink.run(uplink_drain));
+    work.spawn(announce(tunnel, ready));
     tokio::select! {
         () = stop => {}
-        _ = work => {}
+        _ = work.join_all() => {}
     }
     Ok(())
 }

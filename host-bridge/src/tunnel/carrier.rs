@@ -1,33 +1,19 @@
-//! What tunnels come over: streams of bytes, accepted or dialled, on their way to the thread that serves them.
+//! What tunnels come over: sockets, accepted or dialled, on their way to the thread that serves them.
 
-use std::{io, net::TcpStream as StdTcp, os::unix::net::UnixStream as StdUnix};
+use std::io;
 
 use moat_shared::{
     endpoint::{Dialler, Endpoint},
     id::RunId,
     rt::vsock,
 };
+use socket2::Socket;
 use tokio::{
     net::{TcpStream, UnixStream},
     sync::oneshot,
 };
 
 use super::hybrid;
-
-/// A stream of bytes to a sidecar.
-#[derive(Debug)]
-pub(super) enum Carrier {
-    /// Also a vsock stream, which goes by that name.
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-/// The same between two runtimes.
-#[derive(Debug)]
-pub(super) enum Parked {
-    Unix(StdUnix),
-    Tcp(StdTcp),
-}
 
 /// Who opened it.
 #[derive(Debug)]
@@ -43,35 +29,17 @@ pub(super) enum Origin {
     },
 }
 
-impl Carrier {
-    /// Goes to a sandbox.
-    pub(super) async fn dial(endpoint: &Endpoint) -> io::Result<Self> {
-        match endpoint {
-            Endpoint::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
-            Endpoint::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
-            }
-            Endpoint::Vsock { cid, port } => Ok(Self::Unix(vsock::dial(*cid, *port).await?)),
-            Endpoint::Hybrid { path, port } => Ok(Self::Unix(hybrid::dial(path, *port).await?)),
+/// Goes to a sandbox.
+pub(super) async fn dial(endpoint: &Endpoint) -> io::Result<Socket> {
+    match endpoint {
+        Endpoint::Unix(path) => UnixStream::connect(path).await?.into_std().map(Socket::from),
+        Endpoint::Tcp(address) => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            stream.into_std().map(Socket::from)
         }
-    }
-
-    pub(super) fn park(self) -> io::Result<Parked> {
-        match self {
-            Self::Unix(stream) => stream.into_std().map(Parked::Unix),
-            Self::Tcp(stream) => stream.into_std().map(Parked::Tcp),
-        }
-    }
-}
-
-impl Parked {
-    pub(super) fn unpark(self) -> io::Result<Carrier> {
-        match self {
-            Self::Unix(stream) => UnixStream::from_std(stream).map(Carrier::Unix),
-            Self::Tcp(stream) => TcpStream::from_std(stream).map(Carrier::Tcp),
-        }
+        Endpoint::Vsock { cid, port } => vsock::dial(*cid, *port).await,
+        Endpoint::Hybrid { path, port } => hybrid::dial(path, *port).await?.into_std().map(Socket::from),
     }
 }
 

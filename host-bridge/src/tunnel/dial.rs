@@ -14,12 +14,13 @@ use moat_shared::{
     limits,
     rt::backoff::{Attempt, Backoff},
 };
+use socket2::Socket;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, timeout},
 };
 
-use super::carrier::{Carrier, Origin, via};
+use super::carrier::{self, Origin, via};
 use crate::registry::Registry;
 
 /// A sandbox that is to be dialled.
@@ -29,8 +30,8 @@ pub(crate) struct Dial {
     pub(crate) endpoint: Endpoint,
 }
 
-/// A stream to a sandbox.
-pub(super) type Dialled = (Carrier, Origin);
+/// A socket to a sandbox.
+pub(super) type Dialled = (Socket, Origin);
 
 /// Keeps the run's tunnel open. Returns when the run is over, or nobody takes what was dialled.
 pub(super) async fn keep(dial: Dial, registry: Registry, to: mpsc::Sender<Dialled>) {
@@ -40,12 +41,12 @@ pub(super) async fn keep(dial: Dial, registry: Registry, to: mpsc::Sender<Dialle
     let dialling = async {
         let mut backoff = Backoff::default();
         loop {
-            let attempt = match timeout(limits::HANDSHAKE, Carrier::dial(&endpoint)).await {
-                Ok(Ok(carrier)) => {
+            let attempt = match timeout(limits::HANDSHAKE, carrier::dial(&endpoint)).await {
+                Ok(Ok(socket)) => {
                     let since = Instant::now();
                     let (over, is_over) = oneshot::channel();
                     if to
-                        .send((carrier, Origin::Dialled { run: run.clone(), via, _over: over }))
+                        .send((socket, Origin::Dialled { run: run.clone(), via, _over: over }))
                         .await
                         .is_err()
                     {

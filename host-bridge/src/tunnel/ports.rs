@@ -25,6 +25,7 @@ use moat_shared::{
     id::RunId,
     rt::vsock,
 };
+use socket2::Socket;
 use tokio::{
     net::{TcpListener, TcpSocket, UnixListener},
     sync::{mpsc, oneshot},
@@ -33,7 +34,7 @@ use tokio::{
 };
 
 use super::{
-    carrier::{Carrier, Origin, via},
+    carrier::{Origin, via},
     dial::Dialled,
 };
 use crate::registry::Registry;
@@ -276,16 +277,16 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Carrier> {
+    async fn accept(&self) -> io::Result<Socket> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Small frames wait for each other without it, which is no reason to refuse.
                 let _slower = stream.set_nodelay(true).is_err();
-                Ok(Carrier::Tcp(stream))
+                stream.into_std().map(Socket::from)
             }
-            Self::Vsock(listener) => listener.accept().await.map(Carrier::Unix),
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Carrier::Unix(stream)),
+            Self::Vsock(listener) => listener.accept().await,
+            Self::Unix(listener) => listener.accept().await?.0.into_std().map(Socket::from),
         }
     }
 }
@@ -294,8 +295,8 @@ async fn serve(listener: Listener, at: Endpoint, arriving: mpsc::Sender<Dialled>
     let via = via(&at, Dialler::Sidecar);
     loop {
         match listener.accept().await {
-            Ok(carrier) => {
-                if arriving.send((carrier, Origin::Accepted(via))).await.is_err() {
+            Ok(socket) => {
+                if arriving.send((socket, Origin::Accepted(via))).await.is_err() {
                     return;
                 }
             }
@@ -341,7 +342,7 @@ mod tests {
 
     async fn arrives(arriving: &mut mpsc::Receiver<Dialled>) -> bool {
         let arrived = timeout(Duration::from_secs(5), arriving.recv()).await;
-        matches!(arrived, Ok(Some((Carrier::Tcp(_), Origin::Accepted("gateway")))))
+        matches!(arrived, Ok(Some((_, Origin::Accepted("gateway")))))
     }
 
     #[tokio::test]

@@ -17,19 +17,15 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use moat_shared::rt::drain::Drain;
+use moat_shared::rt::{drain::Drain, stream::Stream};
+use socket2::Socket;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot},
     task::{JoinSet, yield_now},
 };
 
-use super::{
-    Door, Shared,
-    carrier::{Carrier, Origin, Parked},
-    connection::Connection,
-    half_open::Guard,
-};
+use super::{Door, Shared, carrier::Origin, connection::Connection, half_open::Guard};
 
 /// All of them.
 pub(super) struct Workers {
@@ -48,7 +44,7 @@ struct Worker {
 
 /// A connection that was accepted.
 struct Arrival {
-    stream: Parked,
+    socket: Socket,
     origin: Origin,
     half_open: Guard,
     drain: Drain,
@@ -79,20 +75,13 @@ impl Workers {
     }
 
     /// Gives a connection to the one that has the fewest.
-    pub(super) fn take(
-        &self,
-        (carrier, origin): (Carrier, Origin),
-        half_open: Guard,
-        drain: Drain,
-    ) -> io::Result<()> {
-        let stream = carrier.park()?;
+    pub(super) fn take(&self, (socket, origin): (Socket, Origin), half_open: Guard, drain: Drain) {
         let least = self.workers.iter().min_by_key(|worker| worker.tunnels.load(Ordering::Relaxed));
         if let Some(Worker { tunnels, arrivals: Some(arrivals), .. }) = least {
-            let arrival = Arrival { stream, origin, half_open, drain, counted: Counted::of(tunnels) };
+            let arrival = Arrival { socket, origin, half_open, drain, counted: Counted::of(tunnels) };
             // A worker that is gone takes the connection with it.
             drop(arrivals.send(arrival));
         }
-        Ok(())
     }
 
     /// Waits until every tunnel is gone.
@@ -179,14 +168,10 @@ fn serve<D: Door>(
 }
 
 async fn tunnel<D: Door>(shared: Arc<Shared<D>>, arrival: Arrival) {
-    let Arrival { stream, origin, half_open, drain, counted } = arrival;
-    let served = stream.unpark().map(|carrier| {
-        let via = origin.via();
-        (carrier, Connection::new(shared, half_open, drain, origin, via))
-    });
-    match served {
-        Ok((Carrier::Unix(stream), connection)) => connection.serve(stream).await,
-        Ok((Carrier::Tcp(stream), connection)) => connection.serve(stream).await,
+    let Arrival { socket, origin, half_open, drain, counted } = arrival;
+    let via = origin.via();
+    match Stream::new(socket) {
+        Ok(stream) => Box::pin(Connection::new(shared, half_open, drain, origin, via).serve(stream)).await,
         Err(error) => tracing::error!(%error, "a tunnel cannot be served"),
     }
     drop(counted);

@@ -1,16 +1,9 @@
 //! Streams between a guest and its host (`AF_VSOCK`), from either side.
 //!
-//! A stream that is open is a stream socket as any other: read, written and closed with the same calls as a unix
-//! socket's. So it goes by the name of one ([`Stream`]). Nothing here half-closes and goes on reading: between a guest
+//! A stream that is open is a stream socket as any other. Nothing here half-closes and goes on reading: between a guest
 //! and its host that is not portable.
 
 use std::io;
-
-use tokio::net::UnixStream;
-
-/// An open stream. A unix socket in name: neither std nor tokio has another owner of a stream socket that asks for no
-/// address. Its peer's address is not to be asked for.
-pub type Stream = UnixStream;
 
 #[cfg(target_os = "linux")]
 pub use linux::{Listener, dial};
@@ -19,12 +12,12 @@ pub use nowhere::{Listener, dial};
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::{io, os::unix::net};
+    use std::io;
 
-    use socket2::{Domain, SockAddr, SockRef, Socket, Type};
-    use tokio::io::Interest;
+    use socket2::{Domain, SockAddr, Socket, Type};
+    use tokio::io::{Interest, unix::AsyncFd};
 
-    use super::Stream;
+    use crate::rt::watch::watch;
 
     /// There is one tunnel to a run.
     const BACKLOG: i32 = 128;
@@ -35,41 +28,31 @@ mod linux {
         Ok(socket)
     }
 
-    fn named(socket: Socket) -> io::Result<Stream> {
-        Stream::from_std(net::UnixStream::from(std::os::fd::OwnedFd::from(socket)))
-    }
-
     /// Connects. The kernel gives up after 2 s.
     ///
     /// # Errors
     /// When nobody is there, or this machine has no such sockets.
-    pub async fn dial(cid: u32, port: u32) -> io::Result<Stream> {
+    pub async fn dial(cid: u32, port: u32) -> io::Result<Socket> {
         let socket = opened()?;
         match socket.connect(&SockAddr::vsock(cid, port)) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => {}
             Err(error) => return Err(error),
         }
-        let stream = named(socket)?;
-        let connected = || {
-            let socket = SockRef::from(&stream);
-            match socket.take_error()? {
-                Some(error) => Err(error),
-                // Woken too early: from here on it is not writable.
-                None if socket.peer_addr().is_err() => Err(io::ErrorKind::WouldBlock.into()),
-                None => Ok(()),
-            }
+        let connecting = watch(socket, Interest::WRITABLE)?;
+        let connected = |socket: &Socket| match socket.take_error()? {
+            Some(error) => Err(error),
+            // Woken too early: from here on it is not writable.
+            None if socket.peer_addr().is_err() => Err(io::ErrorKind::WouldBlock.into()),
+            None => Ok(()),
         };
-        stream.async_io(Interest::WRITABLE, connected).await?;
-        Ok(stream)
+        connecting.async_io(Interest::WRITABLE, connected).await?;
+        Ok(connecting.into_inner())
     }
 
     /// A port that is listened to.
     #[derive(Debug)]
-    pub struct Listener {
-        /// Named so for what it waits with; nothing is read from it.
-        socket: Stream,
-    }
+    pub struct Listener(AsyncFd<Socket>);
 
     impl Listener {
         /// Takes the port of that CID, which has to be one of this machine's.
@@ -80,18 +63,16 @@ mod linux {
             let socket = opened()?;
             socket.bind(&SockAddr::vsock(cid, port))?;
             socket.listen(BACKLOG)?;
-            Ok(Self { socket: named(socket)? })
+            watch(socket, Interest::READABLE).map(Self)
         }
 
         /// The next who comes.
         ///
         /// # Errors
         /// For want of descriptors.
-        pub async fn accept(&self) -> io::Result<Stream> {
-            let take = || SockRef::from(&self.socket).accept();
-            let (accepted, _) = self.socket.async_io(Interest::READABLE, take).await?;
-            accepted.set_nonblocking(true)?;
-            named(accepted)
+        pub async fn accept(&self) -> io::Result<Socket> {
+            let (accepted, _) = self.0.async_io(Interest::READABLE, Socket::accept).await?;
+            Ok(accepted)
         }
     }
 }
@@ -101,11 +82,11 @@ mod linux {
 mod nowhere {
     use std::io;
 
-    use super::Stream;
+    use socket2::Socket;
 
     /// # Errors
     /// Always.
-    pub async fn dial(_cid: u32, _port: u32) -> io::Result<Stream> {
+    pub async fn dial(_cid: u32, _port: u32) -> io::Result<Socket> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -122,7 +103,7 @@ mod nowhere {
 
         /// # Errors
         /// Never: there is none.
-        pub async fn accept(&self) -> io::Result<Stream> {
+        pub async fn accept(&self) -> io::Result<Socket> {
             match *self {}
         }
     }

@@ -11,7 +11,7 @@ use moat_shared::{
     hello::{self, Hello},
     hint::Hint,
     limits,
-    rt::{self, exec::Owned, gulp::Gulp},
+    rt::{self, exec::Owned, gulp::Gulp, stream::Stream},
     tls, wire,
     wire::ErrorKind,
 };
@@ -20,7 +20,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     link::Refusal,
-    transport::{Carrier, DialError, Transport},
+    transport::{DialError, Transport},
 };
 use crate::{body::Outgoing, chain::causes};
 
@@ -28,7 +28,7 @@ use crate::{body::Outgoing, chain::causes};
 const ANSWER: usize = 64 * 1024;
 
 /// Both sides have said who they are.
-pub(super) type Secured = TlsStream<Gulp<Box<dyn Carrier>>>;
+pub(super) type Secured = TlsStream<Gulp<Stream>>;
 
 /// What drives the HTTP/2 connection; it has to be polled for anything to move.
 pub(crate) type Driver = Connection<TokioIo<Secured>, Outgoing, Owned>;
@@ -103,7 +103,7 @@ pub(crate) async fn greet(
 }
 
 /// TLS on a carrier, whoever dialled. The caller sets the deadline.
-pub(super) async fn secure(carrier: Box<dyn Carrier>, tls: &Arc<ClientConfig>) -> io::Result<Secured> {
+pub(super) async fn secure(carrier: Stream, tls: &Arc<ClientConfig>) -> io::Result<Secured> {
     let carrier = Gulp::of_many(carrier, limits::TUNNEL_READ);
     TlsConnector::from(Arc::clone(tls)).connect(tls::bridge_name(), carrier).await
 }

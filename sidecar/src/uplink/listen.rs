@@ -11,7 +11,11 @@
 
 use std::{collections::VecDeque, fmt, io, os::unix::net, sync::Arc, time::Duration};
 
-use moat_shared::{endpoint::Endpoint, limits, rt::vsock};
+use moat_shared::{
+    endpoint::Endpoint,
+    limits,
+    rt::{stream::Stream, vsock},
+};
 use rustls::ClientConfig;
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -19,10 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    greet::{Secured, secure},
-    transport::Carrier,
-};
+use super::greet::{Secured, secure};
 
 /// Handshakes at a time: the bridge needs milliseconds for its own.
 const CALLERS: usize = 64;
@@ -113,7 +114,7 @@ impl Listening {
         }
     }
 
-    async fn accept(&self) -> Box<dyn Carrier> {
+    async fn accept(&self) -> Stream {
         loop {
             match self.listener.accept().await {
                 Ok(stream) => return stream,
@@ -124,17 +125,17 @@ impl Listening {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Box<dyn Carrier>> {
-        match self {
+    async fn accept(&self) -> io::Result<Stream> {
+        Stream::new(match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Without it small frames wait for each other; that is slow, and no reason to refuse.
                 let _as_it_is = stream.set_nodelay(true).is_err();
-                Ok(Box::new(stream))
+                stream.into_std()?.into()
             }
-            Self::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
-            Self::Vsock(listener) => Ok(Box::new(listener.accept().await?)),
-        }
+            Self::Unix(listener) => listener.accept().await?.0.into_std()?.into(),
+            Self::Vsock(listener) => listener.accept().await?,
+        })
     }
 }
 

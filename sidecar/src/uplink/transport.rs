@@ -8,19 +8,11 @@ use moat_shared::{
     endpoint::{Dialler, Endpoint},
     hint::Hint,
     plan,
-    rt::vsock,
+    rt::{stream::Stream, vsock},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
-};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::listen::Listening;
-
-/// A stream of bytes to the bridge.
-pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for T {}
 
 /// How a stream to the bridge comes to be; only ever in a way that is supported.
 #[derive(Debug)]
@@ -124,21 +116,21 @@ pub(crate) struct Dialling(Endpoint);
 
 impl Dialling {
     /// Opens a stream.
-    pub(crate) async fn dial(&self) -> Result<Box<dyn Carrier>, DialError> {
+    pub(crate) async fn dial(&self) -> Result<Stream, DialError> {
         self.open().await.map_err(|source| DialError { endpoint: self.0.clone(), source })
     }
 
-    async fn open(&self) -> io::Result<Box<dyn Carrier>> {
-        match &self.0 {
-            Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+    async fn open(&self) -> io::Result<Stream> {
+        Stream::new(match &self.0 {
+            Endpoint::Unix(path) => UnixStream::connect(path).await?.into_std()?.into(),
             Endpoint::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
-                Ok(Box::new(stream))
+                stream.into_std()?.into()
             }
-            Endpoint::Vsock { cid, port } => Ok(Box::new(vsock::dial(*cid, *port).await?)),
-            Endpoint::Hybrid { .. } => Err(io::ErrorKind::Unsupported.into()),
-        }
+            Endpoint::Vsock { cid, port } => vsock::dial(*cid, *port).await?,
+            Endpoint::Hybrid { .. } => return Err(io::ErrorKind::Unsupported.into()),
+        })
     }
 }
 
