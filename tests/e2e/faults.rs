@@ -18,10 +18,7 @@ use moat_tests::{
     seen::Seen,
     trouble::ensure,
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -29,6 +26,7 @@ use crate::{
     Test,
     matrix::{Server, configure, judge, judge_when, send},
     stage::{FAULTS_HEADER, FAULTS_STUB, SOON, Stage},
+    streaming::relay,
 };
 
 const SANDBOX: &[Part] = &[Part::Sandbox];
@@ -227,17 +225,6 @@ impl Standing {
             answer.ok().filter(|answer| answer.status == 404 && answer.kind().is_empty()).map(|_| ())
         })
     }
-
-    /// The relay's process.
-    fn relay(&self, inside: &Inside) -> Outcome<Pid> {
-        let is_relay = |pid: &i32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|argument| argument == b"relay")
-        };
-        let found =
-            || super::streaming::family(&self.rig, inside).into_iter().find(is_relay).map(Pid::from_raw);
-        eventually("a relay runs", Duration::from_secs(10), found)
-    }
 }
 
 fn path(row: &Row, fault: &str) -> String {
@@ -256,7 +243,7 @@ fn of_processes() -> Outcome {
     let standing = Standing::new(&rows)?;
     let inside = standing.rig.console()?;
     let kill_bridge = || standing.rig.kill_bridge().map(|_| ());
-    let kill_relay = || Ok(kill(standing.relay(&inside)?, Signal::SIGKILL)?);
+    let kill_relay = || Ok(kill(relay(&standing.rig, &inside)?, Signal::SIGKILL)?);
     for (row, fault) in &rows[..2] {
         standing.row(&inside, row, fault, kill_bridge)?;
         standing.recovers(&inside, row)?;
@@ -306,7 +293,7 @@ fn a_socket_that_is_gone() -> Outcome {
     let inside = standing.rig.console()?;
     standing.recovers(&inside, row)?;
     fs::remove_file(standing.rig.home().join("proxy/tunnel/bridge.sock"))?;
-    kill(standing.relay(&inside)?, Signal::SIGKILL)?;
+    kill(relay(&standing.rig, &inside)?, Signal::SIGKILL)?;
     standing.after(&inside, row)?;
     // A new bridge makes a new socket, and the run is there again.
     standing.rig.kill_bridge()?;

@@ -11,9 +11,15 @@ use moat_tests::{
     trouble::ensure,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::{
     Test,
     stage::{SOON, Stage, VAULT_HEADER, VAULT_STUB, discover, expect_error, fault},
+    streaming::relay,
 };
 
 const SANDBOX: &[Part] = &[Part::Sandbox];
@@ -26,6 +32,11 @@ pub(crate) const TESTS: &[Test] = &[
         nothing_is_acknowledged_before_it_is_on_the_disk,
     ),
     Test::new("killed_and_back", SANDBOX, killed_and_back),
+    Test::new(
+        "no_descriptor_of_a_broken_tunnel_is_left",
+        &[Part::Sandbox, Part::Root],
+        no_descriptor_of_a_broken_tunnel_is_left,
+    ),
     Test::new("killed_right_after_registration", SANDBOX, killed_right_after_registration),
     Test::new("killed_in_a_call", SANDBOX, killed_in_a_call),
     Test::new("an_unknown_server", SANDBOX, an_unknown_server),
@@ -134,6 +145,36 @@ fn killed_and_back() -> Outcome {
     }
     let visit = inside.visit("vault", false, &[(VAULT_HEADER, VAULT_STUB)], &[])?;
     ensure(visit["tools"].as_array().is_some_and(|tools| tools.len() > 3), || visit.to_string())?;
+    ensure(inside.end()? == 0, || "the run's exit code".to_owned())
+}
+
+/// What a tunnel had that broke is given back, by whichever end is left.
+fn no_descriptor_of_a_broken_tunnel_is_left() -> Outcome {
+    const TIMES: usize = 5;
+    let stage = Stage::new()?;
+    let inside = stage.rig.console()?;
+    answers_again(&inside)?;
+    let open = |pid: Pid| fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count);
+    let settles = |who: &str, pid: Pid, before: usize| {
+        // Some are opened once, as each thread's own connection to an upstream.
+        let as_before = || open(pid).ok().filter(|now| *now < before + TIMES).map(|_| ());
+        eventually("the descriptors are given back", Duration::from_secs(10), as_before).map_err(|trouble| {
+            Trouble::new(format!("{trouble}: the {who} had {before}, now {:?}", open(pid)))
+        })
+    };
+    let left = relay(&stage.rig, &inside)?;
+    let before = open(left)?;
+    for _ in 0..TIMES {
+        kill_and_wait(&stage, &inside)?;
+    }
+    settles("relay", left, before)?;
+    let left = stage.rig.bridge().ok_or_else(|| Trouble::new("no bridge"))?;
+    let before = open(left)?;
+    for _ in 0..TIMES {
+        kill(relay(&stage.rig, &inside)?, Signal::SIGKILL)?;
+        answers_again(&inside)?;
+    }
+    settles("bridge", left, before)?;
     ensure(inside.end()? == 0, || "the run's exit code".to_owned())
 }
 

@@ -11,6 +11,7 @@ use moat_tests::{
     rig::Rig,
     trouble::ensure,
 };
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::{
@@ -212,6 +213,16 @@ pub(crate) fn family(rig: &Rig, inside: &Inside) -> BTreeSet<i32> {
         family.extend(children.collect::<Vec<_>>());
     }
     family
+}
+
+/// The run's relay, where this machine's kernel runs it.
+pub(crate) fn relay(rig: &Rig, inside: &Inside) -> Outcome<Pid> {
+    let is_relay = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|argument| argument == b"relay")
+    };
+    let found = || family(rig, inside).into_iter().find(is_relay).map(Pid::from_raw);
+    eventually("a relay runs", Duration::from_secs(10), found)
 }
 
 fn large_bodies_pass_in_little_memory() -> Outcome {
