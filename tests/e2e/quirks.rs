@@ -2,12 +2,7 @@
 //! which is at hand does not do. No machine is started; the relay is a process of this one.
 
 use std::{
-    fs,
-    io::{BufRead, BufReader},
-    net::TcpListener,
-    os::{fd::OwnedFd, unix::net::UnixListener},
     path::PathBuf,
-    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -17,14 +12,11 @@ use moat_tests::{
     clock::eventually,
     console::http::Body,
     guest::{PORT, register::Registration},
-    inside::{Inside, Request},
+    inside::Request,
     quirks::{Device, Ends, Full},
-    rig::{PATIENCE, Rig, binary},
+    relay::Relay,
+    rig::{PATIENCE, Rig},
     trouble::ensure,
-};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
 };
 use serde_json::json;
 
@@ -39,8 +31,6 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("room_for_one_connection", &[], room_for_one_connection).ahead(),
 ];
 
-/// A drain's five seconds, and some for a busy machine.
-const ENDED: Duration = Duration::from_secs(15);
 /// Long before a ping would tell.
 const AT_ONCE: Duration = Duration::from_secs(5);
 const MANY: usize = 1024;
@@ -48,53 +38,17 @@ const MANY: usize = 1024;
 const AGAIN: Duration = Duration::from_secs(25);
 
 /// A relay behind a device, and somebody who asks it.
-struct Guest {
-    relay: Child,
-    inside: Inside,
-}
+struct Guest(Relay);
 
 impl Guest {
     /// `listens`: the bridge dials.
     fn start(stage: &Stage, run: &Registration, device: &Device, listens: bool) -> Outcome<Self> {
-        let sidecar = stage.rig.user_home().join("moat-sidecar");
-        if !sidecar.exists() {
-            stage.rig.run(&["sidecar", "export", &sidecar.to_string_lossy()])?.expect_code(0)?;
-        }
-        let port = TcpListener::bind(("127.0.0.1", 0))?;
-        let number = port.local_addr()?.port();
-        let (at, dialler) = if listens { (device.listens(), "bridge") } else { (device.guest(), "sidecar") };
-        let tunnel = json!({"endpoint": format!("unix:{}", at.display()), "dialler": dialler});
-        let told = stage.rig.user_home().join("start.json");
-        fs::write(&told, run.relay(number, &tunnel).to_string())?;
-        let log = stage.rig.user_home().join("relay.log");
-        let mut command = Command::new("sh");
-        // The descriptors are those that PID 1 leaves.
-        command
-            .args(["-c", r#"exec 3<&0 5<&2 4>&1 <"$1" >/dev/null 2>>"$2"; exec "$3" relay"#, "sh"])
-            .args([&told, &log, &sidecar])
-            .stdin(Stdio::from(OwnedFd::from(port)))
-            .stdout(Stdio::piped());
-        if listens {
-            let _before = fs::remove_file(&at);
-            command.stderr(Stdio::from(OwnedFd::from(UnixListener::bind(&at)?)));
-        }
-        let mut relay = command.spawn()?;
-        if listens {
-            run.dial()?;
-        }
-        let mut line = String::new();
-        if let Some(ready) = relay.stdout.take() {
-            BufReader::new(ready).read_line(&mut line)?;
-        }
-        fs::remove_file(&told)?;
-        ensure(line == "ready\n", || format!("the relay says {line:?}: {:?}", fs::read_to_string(&log)))?;
-        let mut client = Command::new(binary("moat-fixture-client")?);
-        client.env("MOAT_RELAY_URL", format!("http://127.0.0.1:{number}"));
-        Ok(Self { relay, inside: Inside::start(client)? })
+        let at = if listens { device.listens() } else { device.guest() };
+        Relay::start(&stage.rig, run, &format!("unix:{}", at.display()), listens).map(Self)
     }
 
     fn asks(&self) -> Outcome<bool> {
-        let answer = self.inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB))?;
+        let answer = self.0.inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB))?;
         Ok(answer.status == 200)
     }
 
@@ -102,14 +56,14 @@ impl Guest {
     fn works(&self) -> Outcome {
         const MEBIBYTE: usize = 1 << 20;
         ensure(self.asks()?, || "no answer".to_owned())?;
-        let stream = self.inside.call(&fault("hang-stream?open"))?;
+        let stream = self.0.inside.call(&fault("hang-stream?open"))?;
         stream.text("progress")?;
         let before = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"x\",\"params\":{\"pad\":\"".to_owned();
         let up = Body::Padded { before, fill: MEBIBYTE, after: "\"}}".to_owned() };
         let up = Request::post("/mcp/open/sink", &json!(null)).body(up);
         let down = Request::rpc(&format!("/mcp/open/big?bytes={MEBIBYTE}"), 1, "x").counted();
         for request in [up, down] {
-            let answer = self.inside.answer(&request)?;
+            let answer = self.0.inside.answer(&request)?;
             ensure(answer.status == 200 && answer.clean, || format!("{} {}", answer.status, answer.body))?;
         }
         stream.abandon().map(drop)
@@ -118,24 +72,10 @@ impl Guest {
     fn comes_back(&self, within: Duration) -> Outcome {
         eventually("the tunnel comes back", within, || self.asks().ok().filter(|is| *is).map(|_| ()))
     }
-
-    /// As PID 1 ends it; its exit code.
-    fn end(mut self) -> Outcome<Option<i32>> {
-        kill(Pid::from_raw(i32::try_from(self.relay.id())?), Signal::SIGTERM)?;
-        let ended = eventually("the relay ends", ENDED, || self.relay.try_wait().ok().flatten())?;
-        Ok(ended.code())
-    }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ended_already = (self.relay.kill(), self.relay.wait());
-    }
-}
-
-/// How `moat status` shows the tunnel.
 fn is_open(stage: &Stage) -> Outcome<bool> {
-    Ok(stage.rig.run(&["status"])?.expect_code(0)?.out.contains("Tunnel: open"))
+    Ok(stage.rig.tunnel()?.starts_with("open"))
 }
 
 /// Whichever way the device treats half of an end, and whichever side dials: a whole session works, each side's end is the
@@ -158,7 +98,7 @@ fn half_an_end_is_not_carried() -> Outcome {
 }
 
 fn session(stage: &Stage, device: &Device, listens: bool) -> Outcome {
-    let run = Registration::of(&stage.rig, &device.host(), listens)?;
+    let run = Registration::of(&stage.rig, device.host().display(), listens)?;
     let guest = Guest::start(stage, &run, device, listens)?;
     guest.works()?;
     // The bridge says goodbye and leaves; whoever holds the run starts the next.
@@ -166,7 +106,7 @@ fn session(stage: &Stage, device: &Device, listens: bool) -> Outcome {
     guest.comes_back(PATIENCE)?;
     guest.works()?;
     // The sidecar says goodbye: the bridge knows at once, and nothing of it stays on the device.
-    ensure(guest.end()? == Some(0), || "the relay's exit code".to_owned())?;
+    ensure(guest.0.end()? == Some(0), || "the relay's exit code".to_owned())?;
     eventually("the bridge sees it", Duration::from_secs(5), || {
         is_open(stage).ok().filter(|is| !is).map(|_| ())
     })?;
@@ -175,7 +115,7 @@ fn session(stage: &Stage, device: &Device, listens: bool) -> Outcome {
     }
     // The bridge ends the run with streams open: the sidecar knows at once.
     let guest = Guest::start(stage, &run, device, listens)?;
-    let stream = guest.inside.call(&fault("hang-stream?cut"))?;
+    let stream = guest.0.inside.call(&fault("hang-stream?cut"))?;
     stream.text("progress")?;
     drop(run);
     let ended = Instant::now();
@@ -183,7 +123,7 @@ fn session(stage: &Stage, device: &Device, listens: bool) -> Outcome {
     ensure(told.kind() == "tunnel_lost", || format!("{told:?}"))?;
     // And not by pings that nobody answers.
     ensure(ended.elapsed() < AT_ONCE, || format!("the sidecar knows after {:?}", ended.elapsed()))?;
-    guest.end().map(drop)
+    guest.0.end().map(drop)
 }
 
 /// A device that takes one connection, and keeps its place for a while when it has ended: the tunnel is one connection. The next
@@ -205,20 +145,20 @@ fn room_for_one_connection() -> Outcome {
 fn without_room(full: Full, listens: bool) -> Outcome {
     let stage = Stage::new()?;
     let device = Device::start(&stage.rig.user_home().join("d"), Ends::Absorbed, 1, full)?;
-    let run = Registration::of(&stage.rig, &device.host(), listens)?;
+    let run = Registration::of(&stage.rig, device.host().display(), listens)?;
     let guest = Guest::start(&stage, &run, &device, listens)?;
     guest.works()?;
     ensure((device.peak(), device.turned_away()) == (1, 0), || format!("{device:?}"))?;
     device.keep_places(true);
     stage.rig.kill_bridge()?;
     eventually("somebody asks for a place", AGAIN, || (device.turned_away() > 0).then_some(()))?;
-    let waiting = guest.inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB))?;
+    let waiting = guest.0.inside.answer(&discover("vault").header(VAULT_HEADER, VAULT_STUB))?;
     ensure(waiting.kind() == "tunnel_down", || format!("a call that waits in vain: {waiting:?}"))?;
     device.keep_places(false);
     guest.comes_back(AGAIN)?;
     guest.works()?;
     ensure(device.peak() == 1, || format!("{} connections at a time", device.peak()))?;
-    guest.end().map(drop)
+    guest.0.end().map(drop)
 }
 
 /// It was opened before the registration was refused.
@@ -227,7 +167,7 @@ fn a_port_that_no_run_came_to_need() -> Outcome {
     let server = "  - name: open\n    url: http://127.0.0.1:1/\n";
     rig.config(&format!("mcp:\n{server}{server}"))?;
     let device = rig.user_home().join("v");
-    let refused = Registration::of(&rig, &device, false).err().map(|trouble| trouble.to_string());
+    let refused = Registration::of(&rig, device.display(), false).err().map(|trouble| trouble.to_string());
     ensure(refused.as_ref().is_some_and(|text| text.contains("listed twice")), || format!("{refused:?}"))?;
     ensure(rig.log().contains("sandboxes may come here"), || format!("it was not opened: {}", rig.log()))?;
     let socket = PathBuf::from(format!("{}_{PORT}", device.display()));

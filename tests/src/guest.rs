@@ -22,7 +22,7 @@ pub mod register;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
@@ -138,6 +138,23 @@ pub fn qemu(
     Ok(command)
 }
 
+/// What was said on the console of the guest of this directory.
+fn console(directory: &Path) -> String {
+    let console = fs::read(directory.join("console"));
+    console.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// The same of a guest that ends by itself.
+fn until_it_ends(mut machine: Child, directory: &Path) -> Outcome<String> {
+    let ended = eventually("the guest ends", BOOT, || machine.try_wait().ok().flatten());
+    if ended.is_err() {
+        machine.kill()?;
+        machine.wait()?;
+    }
+    let said = console(directory);
+    ended.map(|_| said.clone()).map_err(|trouble| Trouble::new(format!("{trouble}\n{said}")))
+}
+
 /// A guest that runs.
 #[derive(Debug)]
 pub struct Guest {
@@ -179,13 +196,7 @@ impl Guest {
         if let Some(stdin) = &mut stdin {
             stdin.write_all(&plan)?;
         }
-        let ended = crate::clock::eventually("the guest ends", BOOT, || child.try_wait().ok().flatten());
-        if ended.is_err() {
-            child.kill()?;
-            child.wait()?;
-        }
-        let said = machine.console();
-        ended.map(|_| said.clone()).map_err(|trouble| Trouble::new(format!("{trouble}\n{said}")))
+        until_it_ends(child, &machine.directory)
     }
 
     /// The program's end of it; all around it lives as long.
@@ -210,7 +221,7 @@ impl Machine {
         let kernel = kernel().ok_or_else(|| Trouble::new("no kernel for a guest (see .ci/run)"))?;
         let image = initramfs::image(rig, &kernel.modules)?;
         let directory = tempfile::Builder::new().prefix("g").rand_bytes(4).tempdir_in(rig.root())?.keep();
-        let registration = Registration::of(rig, &directory.join(VSOCK), settings.listens)?;
+        let registration = Registration::of(rig, directory.join(VSOCK).display(), settings.listens)?;
         let device = settings.device.then(|| Device::start(&directory)).transpose()?;
         let mut command = qemu(Command::new(QEMU), &directory, 384, &image, "")?;
         command
@@ -242,8 +253,7 @@ impl Machine {
     /// What kernel, script and sidecar said on the console.
     #[must_use]
     pub fn console(&self) -> String {
-        let console = fs::read(self.directory.join("console"));
-        console.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        console(&self.directory)
     }
 
     /// From now on nobody listens where the guest dials, until the answer is dropped.

@@ -26,6 +26,7 @@ pub mod parts;
 pub mod pki;
 pub mod place;
 pub mod quirks;
+pub mod relay;
 pub mod rig;
 pub mod seen;
 pub mod suite;

@@ -379,6 +379,16 @@ impl Rig {
         })
     }
 
+    /// How `moat status` shows the tunnel of the run that there is.
+    ///
+    /// # Errors
+    /// When it shows none.
+    pub fn tunnel(&self) -> Outcome<String> {
+        let status = self.run(&["status"])?.expect_code(0)?.out;
+        let line = status.lines().find_map(|line| line.trim().strip_prefix("Tunnel: "));
+        line.map(str::to_owned).ok_or_else(|| Trouble::new(status.clone()))
+    }
+
     /// The bridge's log.
     #[must_use]
     pub fn log(&self) -> String {

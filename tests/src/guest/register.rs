@@ -1,6 +1,7 @@
 //! A run of the bridge for a guest, which no runtime of moat starts: the control socket's own requests, and the plan.
 
 use std::{
+    fmt::Display,
     fs,
     io::{ErrorKind, Read, Write},
     os::unix::net::UnixStream,
@@ -59,11 +60,12 @@ struct Server {
 }
 
 impl Registration {
-    /// Registers what the rig's moat.yaml names. `device`: the socket of the guest's device on the host.
+    /// Registers what the rig's moat.yaml names. `at`: the host's name for the guest's ports, which is the socket of its device,
+    /// or a CID.
     ///
     /// # Errors
     /// When the bridge refuses.
-    pub fn of(rig: &Rig, device: &Path, listens: bool) -> Outcome<Self> {
+    pub fn of(rig: &Rig, at: impl Display, listens: bool) -> Outcome<Self> {
         rig.run(&["proxy", "start"])?.expect_code(0)?;
         let servers = servers(&fs::read_to_string(rig.workspace().join("moat.yaml"))?)?;
         ensure(!servers.is_empty(), || "moat.yaml names no server".to_owned())?;
@@ -74,7 +76,7 @@ impl Registration {
             }
             value
         });
-        let endpoint = format!("vsock:{}:{PORT}", device.display());
+        let endpoint = format!("vsock:{at}:{PORT}");
         let mut request = json!({
             "name": rig.mark(),
             "runtime": "guest",
