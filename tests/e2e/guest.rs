@@ -7,9 +7,10 @@ use moat_tests::{
     Outcome, Trouble,
     clock::{eventually, millis, now},
     console::{Event, http::Body},
-    guest::{Guest, Settings},
+    guest::{Guest, Settings, host},
     inside::{Answer, Inside, Request},
     parts::Part,
+    rig::Rig,
     trouble::ensure,
 };
 use serde_json::json;
@@ -34,6 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("a_device_that_dies_and_nobody_who_listens", GUEST, a_device_that_dies),
     Test::new("a_machine_that_was_restored", GUEST, a_machine_that_was_restored),
     Test::new("without_a_vsock_device_it_says_so_at_once", GUEST, without_a_vsock_device),
+    Test::new("a_host_s_own_vsock", GUEST, a_host_s_own_vsock),
     Test::new("a_device_that_stands_still_for_30_seconds", GUEST, a_device_that_stands_still).ahead(),
 ];
 
@@ -49,15 +51,8 @@ fn comes_back(inside: &Inside) -> Outcome<f64> {
     Ok(millis(now() - start))
 }
 
-/// How `moat status` shows the tunnel.
-fn shown(stage: &Stage) -> Outcome<String> {
-    let status = stage.rig.run(&["status"])?.expect_code(0)?.out;
-    let line = status.lines().find_map(|line| line.trim().strip_prefix("Tunnel: "));
-    line.map(str::to_owned).ok_or_else(|| Trouble::new(status.clone()))
-}
-
 fn is_shown(stage: &Stage, how: &str) -> Outcome {
-    let shown = shown(stage)?;
+    let shown = stage.rig.tunnel()?;
     ensure(shown.starts_with(how), || format!("moat status: {shown}"))
 }
 
@@ -178,7 +173,7 @@ fn a_device_that_dies() -> Outcome {
     // The host's end knows at once: the call's upstream is free.
     stage.faults.seen.gone("lost", Duration::from_secs(5))?;
     eventually("moat status says it", Duration::from_secs(5), || {
-        shown(&stage).ok()?.starts_with("none (to come: hybrid vsock at vsock:/").then_some(())
+        stage.rig.tunnel().ok()?.starts_with("none (to come: hybrid vsock at vsock:/").then_some(())
     })?;
     let waiting = call(&guest.inside)?;
     ensure(waiting.kind() == "tunnel_down", || format!("a call that waits in vain: {waiting:?}"))?;
@@ -225,6 +220,11 @@ fn without_a_vsock_device() -> Outcome {
         })?;
     }
     Ok(())
+}
+
+/// The guest is the host here, and the bridge is in it.
+fn a_host_s_own_vsock() -> Outcome {
+    host::run(&Rig::new()?)
 }
 
 /// As long as the pings' patience: the tunnel may or may not survive it. No call is sent twice or lost without a word.

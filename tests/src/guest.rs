@@ -15,6 +15,7 @@
 
 pub(crate) mod archive;
 mod device;
+pub mod host;
 mod initramfs;
 mod monitor;
 pub mod register;

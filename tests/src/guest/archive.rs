@@ -71,6 +71,16 @@ impl Archive {
         Ok(())
     }
 
+    /// The same where `modprobe` looks for them, once `depmod` has been there.
+    pub(crate) fn modules(&mut self, modules: &Path, drivers: &[&str]) -> Outcome {
+        let above = modules.parent().unwrap_or(modules);
+        for module in in_order(modules, drivers)? {
+            let place = Path::new("lib/modules").join(module.strip_prefix(above)?);
+            self.file(&place.to_string_lossy(), 0o644, &fs::read(&module)?);
+        }
+        Ok(())
+    }
+
     /// Makes the directories above it; the path as the archive has it.
     fn above(&mut self, path: &str) -> String {
         let path = path.trim_start_matches('/').to_owned();

@@ -33,7 +33,7 @@ const RELAY: u16 = 19080;
 /// The relay's user and group.
 const RELAY_USER: u32 = 999;
 /// Any CID of the guest's own.
-const ANY: u32 = u32::MAX;
+pub const ANY: u32 = u32::MAX;
 /// How often the holder looks whether it may go.
 const LOOK: Duration = Duration::from_millis(50);
 
