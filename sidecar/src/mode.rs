@@ -9,6 +9,7 @@ use std::{
         unix::net::UnixListener,
     },
     path::PathBuf,
+    pin::Pin,
 };
 
 use moat_init::relay::{FAILED, LISTENER_FD, READY, READY_FD, RelayStart, SOCKET_FD};
@@ -147,14 +148,15 @@ async fn serve(prepared: Prepared) -> Result<(), StartError> {
             log!("stopped with requests still in flight");
         }
     };
-    // Each a task: what the outermost future is woken for costs a look at all sockets.
-    let mut work = JoinSet::new();
-    work.spawn(relay.run(relay_drain));
-    work.spawn(uplink.run(uplink_drain));
-    work.spawn(announce(tunnel, ready));
+    // A task of its own: what the outermost future is woken for costs a look at all sockets.
+    let mut connection = JoinSet::new();
+    let uplink: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(uplink.run(uplink_drain));
+    connection.spawn(uplink);
+    let connected = async { while connection.join_next().await.is_some() {} };
+    let work = async { tokio::join!(relay.run(relay_drain), announce(tunnel, ready), connected) };
     tokio::select! {
         () = stop => {}
-        _ = work.join_all() => {}
+        _ = work => {}
     }
     Ok(())
 }
