@@ -10,6 +10,7 @@ use std::{
     },
     path::PathBuf,
     pin::Pin,
+    process,
 };
 
 use moat_init::relay::{FAILED, LISTENER_FD, READY, READY_FD, RelayStart, SOCKET_FD};
@@ -152,7 +153,14 @@ async fn serve(prepared: Prepared) -> Result<(), StartError> {
     let mut connection = JoinSet::new();
     let uplink: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(uplink.run(uplink_drain));
     connection.spawn(uplink);
-    let connected = async { while connection.join_next().await.is_some() {} };
+    let connected = async {
+        while let Some(ended) = connection.join_next().await {
+            // A panic is the sidecar's end, also in a build that unwinds.
+            if ended.is_err() {
+                process::abort();
+            }
+        }
+    };
     let work = async { tokio::join!(relay.run(relay_drain), announce(tunnel, ready), connected) };
     tokio::select! {
         () = stop => {}

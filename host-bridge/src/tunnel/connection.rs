@@ -19,11 +19,10 @@ use moat_shared::{
     id::RunId,
     limits,
     rpc::OwnError,
-    rt::{drain::Drain, exec::Owned, gulp::Gulp, h2},
+    rt::{drain::Drain, exec::Owned, gulp::Gulp, h2, stream::Stream},
     wire::{self, ErrorKind},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     sync::mpsc,
     task::yield_now,
     time::{Instant, sleep_until, timeout_at},
@@ -118,7 +117,7 @@ impl<D: Door> Connection<D> {
     }
 
     /// Serves it to its end.
-    pub(super) async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    pub(super) async fn serve(mut self, stream: Stream) {
         let handshake =
             timeout_at(self.deadline, self.shared.tls.accept(Gulp::new(stream, limits::TUNNEL_READ)));
         let stream = tokio::select! {
@@ -152,12 +151,7 @@ impl<D: Door> Connection<D> {
     }
 
     /// HTTP/2 on it, hello first.
-    async fn open(
-        mut self,
-        stream: TlsStream<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
-        run: RunId,
-        ticket: Option<Ticket>,
-    ) {
+    async fn open(mut self, stream: TlsStream<Gulp<Stream>>, run: RunId, ticket: Option<Ticket>) {
         let (to_us, mut places) = mpsc::channel(1);
         let session = Arc::new(Session {
             shared: Arc::clone(&self.shared),

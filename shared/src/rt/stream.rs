@@ -146,7 +146,10 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, net::TcpListener, os::unix::net::UnixStream, thread, time::Duration};
+    use std::{
+        future::poll_fn, io::Write, net::TcpListener, os::unix::net::UnixStream, sync::mpsc, thread,
+        time::Duration,
+    };
 
     use test_case::test_case;
     use tokio::{
@@ -174,6 +177,20 @@ mod tests {
         (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect()
     }
 
+    /// Writes of it what there is room for, and no more; how much that was.
+    async fn fill(stream: &mut Stream, text: &[u8]) -> usize {
+        let mut filled = 0;
+        poll_fn(|cx| {
+            while let Poll::Ready(length) = Pin::new(&mut *stream).poll_write(cx, &text[filled..]) {
+                filled += length.unwrap();
+            }
+            Poll::Ready(())
+        })
+        .await;
+        assert!(stream.full && filled < text.len(), "{filled} bytes had room");
+        filled
+    }
+
     /// Larger than what a kernel holds for a socket, both ways at once, by one task or by two.
     #[test_case(unix(), false; "unix, one task")]
     #[test_case(unix(), true; "unix, two tasks")]
@@ -183,8 +200,9 @@ mod tests {
     async fn all_of_it_arrives_and_then_the_end((here, mut there): (Socket, Socket), two: bool) {
         const MUCH: usize = 16 << 20;
         let mut back = there.try_clone().unwrap();
+        let mut stream = Stream::new(here).unwrap();
+        let filled = fill(&mut stream, &text(MUCH)).await;
         let takes = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(50));
             let mut all = Vec::new();
             there.read_to_end(&mut all).unwrap();
             all
@@ -193,9 +211,9 @@ mod tests {
             back.write_all(&text(MUCH)).unwrap();
             back.shutdown(Shutdown::Write).unwrap();
         });
-        let (mut reads, mut writes) = split(Stream::new(here).unwrap());
+        let (mut reads, mut writes) = split(stream);
         let write = async move {
-            writes.write_all(&text(MUCH)).await.unwrap();
+            writes.write_all(&text(MUCH)[filled..]).await.unwrap();
             writes.shutdown().await.unwrap();
         };
         let read = async move {
@@ -252,22 +270,26 @@ mod tests {
     async fn it_is_woken_for_what_came_and_for_nothing_else() {
         const MUCH: usize = 4 << 20;
         let (here, mut there) = unix();
+        let (is_full, full) = mpsc::channel();
         let other = thread::spawn(move || {
             let answer = |there: &mut Socket| {
                 there.read_exact(&mut [0]).unwrap();
-                // So that whoever is woken by the reading sleeps again before the answer comes.
+                // Whoever is woken by the reading is to sleep again before the answer comes. Too short, and a
+                // fault goes unseen; nothing fails for it.
                 thread::sleep(Duration::from_millis(2));
                 there.write_all(b"!").unwrap();
             };
             (0..ROUNDS).for_each(|_| answer(&mut there));
-            thread::sleep(Duration::from_millis(20));
+            full.recv().unwrap();
             there.read_exact(&mut vec![0; MUCH]).unwrap();
             (0..ROUNDS).for_each(|_| answer(&mut there));
         });
         let mut stream = Stream::new(here).unwrap();
         let first = sleeps(&mut stream).await;
         assert!(first <= ROUNDS, "{first} for {ROUNDS} answers");
-        stream.write_all(&text(MUCH)).await.unwrap();
+        let filled = fill(&mut stream, &text(MUCH)).await;
+        is_full.send(()).unwrap();
+        stream.write_all(&text(MUCH)[filled..]).await.unwrap();
         let second = sleeps(&mut stream).await;
         assert!(second <= ROUNDS + 2, "{second} for {ROUNDS} answers");
         other.join().unwrap();
