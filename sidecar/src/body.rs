@@ -36,6 +36,7 @@ pub struct Noted(Arc<Mutex<Notes>>);
 struct Notes {
     scanner: Scanner,
     broken: bool,
+    ended: bool,
 }
 
 impl Noted {
@@ -57,6 +58,12 @@ impl Noted {
         self.notes().broken
     }
 
+    /// Has the agent sent all of it?
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.notes().ended
+    }
+
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -75,7 +82,9 @@ pub struct Upload<B = Incoming> {
 impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
     /// Takes the body over, unread.
     pub fn new(body: B) -> Self {
-        Self { body, noted: Noted::default(), held: VecDeque::new(), ended: false }
+        let noted = Noted::default();
+        noted.notes().ended = body.is_end_stream();
+        Self { body, noted, held: VecDeque::new(), ended: false }
     }
 
     /// What is known of the body so far, also when it has gone into the tunnel.
@@ -139,7 +148,10 @@ impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
                     if let Ok(data) = frame.into_data()
                         && !data.is_empty()
                     {
-                        self.noted.notes().scanner.push(&data);
+                        let mut notes = self.noted.notes();
+                        notes.scanner.push(&data);
+                        notes.ended = self.body.is_end_stream();
+                        drop(notes);
                         return Poll::Ready(Some(Ok(data)));
                     }
                 }
@@ -147,7 +159,10 @@ impl<B: Body<Data = Bytes> + Unpin> Upload<B> {
                     self.noted.notes().broken = true;
                     return Poll::Ready(Some(Err(error)));
                 }
-                None => self.ended = true,
+                None => {
+                    self.ended = true;
+                    self.noted.notes().ended = true;
+                }
             }
         }
         Poll::Ready(None)
@@ -201,13 +216,14 @@ mod tests {
     async fn empty_chunks_are_left_out_and_the_id_is_noted() {
         let mut upload = Upload::new(chunks(&["", "{\"id\":", "", "", "7,\"method\":\"m\"}", ""]));
         let noted = upload.noted();
+        assert!(!noted.is_over());
         let mut seen = Vec::new();
         while let Some(frame) = upload.frame().await {
             seen.push(frame.unwrap().into_data().unwrap());
         }
         assert_eq!(seen, ["{\"id\":", "7,\"method\":\"m\"}"]);
         assert_eq!(noted.id().unwrap().as_str(), "7");
-        assert!(noted.method_is("m"));
+        assert!(noted.method_is("m") && noted.is_over());
         assert!(upload.is_end_stream());
     }
 
@@ -233,6 +249,7 @@ mod tests {
         }
         assert_eq!(small.noted().id().unwrap().as_str(), "1");
         assert!(small.is_over() && !small.is_end_stream(), "it is held, and has to be sent");
+        assert!(small.noted().is_over() && !large.noted().is_over());
         assert_eq!(large.noted().id(), None);
         assert_eq!(small.collect().await.unwrap().to_bytes().len(), 25);
     }

@@ -135,9 +135,10 @@ fn stream_back(context: &Context, asked: Asked, response: Response<Incoming>) ->
         return Response::from_parts(head, Answer::empty());
     }
     let (queue, reader) = queue();
+    let answer = Answer::Streamed { reader, upload: asked.noted.clone() };
     let mut pump = Pump { body, queue, asked, events, timing: context.timing };
     if pump.take_first().is_continue() {
         context.tasks.execute(pump.run());
     }
-    Response::from_parts(head, Answer::Streamed(reader))
+    Response::from_parts(head, answer)
 }

@@ -53,16 +53,25 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
 }
 
 fn strip_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
+    let named: Vec<HeaderName> = options(headers).filter_map(|name| name.parse().ok()).collect();
+    for name in named.into_iter().chain(HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Is this the last request on its connection (RFC 9112, section 9.6)?
+pub(crate) fn ask_to_close(headers: &HeaderMap) -> bool {
+    options(headers).any(|option| option.eq_ignore_ascii_case("close"))
+}
+
+/// What is listed in `Connection`.
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
         .get_all(CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.into_iter().chain(HOP) {
-        headers.remove(name);
-    }
+        .map(str::trim)
 }
 
 /// May comments and an error event be written into this response? Only into an uncompressed event stream.

@@ -9,10 +9,12 @@
 //! It never holds a body, knows no credential, and of MCP only what it needs to say in JSON-RPC that the tunnel is down.
 
 mod answer;
+mod chunks;
 mod events;
 mod forward;
 mod guard;
 mod headers;
+mod http1;
 mod local;
 mod lost;
 mod patience;

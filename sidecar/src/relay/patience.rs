@@ -14,19 +14,20 @@
 //!
 //! Bytes that come while a request is in flight are its body's, or a head's that was sent ahead: such a head is hurried
 //! once more of it comes, and has the patience for idle connections until then.
+//!
+//! Both begin anew when hyper gets a connection back.
 
 use std::{
     io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use http_body::{Body, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
@@ -40,6 +41,8 @@ pub(crate) struct Progress(Arc<Counts>);
 struct Counts {
     asked: AtomicUsize,
     answered: AtomicUsize,
+    /// hyper has written out all that it had.
+    flushed: AtomicBool,
 }
 
 impl Progress {
@@ -47,6 +50,11 @@ impl Progress {
     pub(crate) fn asked(&self) -> InFlight {
         self.0.asked.fetch_add(1, Ordering::Relaxed);
         InFlight(Arc::clone(&self.0))
+    }
+
+    /// Has hyper written out all that it had, since [`InFlight::await_flush`]?
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.0.flushed.load(Ordering::Relaxed)
     }
 
     /// The number of the head that comes next, unless a request is in flight.
@@ -61,42 +69,15 @@ impl Progress {
 pub(crate) struct InFlight(Arc<Counts>);
 
 impl InFlight {
-    /// The answer's body: with it the request is over.
-    pub(crate) fn with<B>(self, body: B) -> Tracked<B> {
-        Tracked { body, _in_flight: self }
+    /// Asks to be told when hyper has written out all that it has: it flushes its connection then, and not before.
+    pub(crate) fn await_flush(&self) {
+        self.0.flushed.store(false, Ordering::Relaxed);
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.answered.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// The body of an answer.
-#[derive(Debug)]
-pub(crate) struct Tracked<B> {
-    body: B,
-    _in_flight: InFlight,
-}
-
-impl<B: Body + Unpin> Body for Tracked<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -185,7 +166,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Hurried<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        self.progress.0.flushed.store(true, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -220,7 +203,7 @@ mod tests {
             agent.write_all(b"b").await.unwrap();
             relay.read_u8().await.unwrap();
             assert!(!is_late(&mut relay).await, "in its body");
-            drop(request.with(()));
+            drop(request);
         }
         assert!(!is_late(&mut relay).await, "idle again");
         agent.write_all(b"H").await.unwrap();

@@ -1,7 +1,7 @@
 //! What lies between the pump that reads the tunnel and the agent that reads the relay: bounded, small chunks merged.
 //!
 //! ```text
-//! pump ──push──► Queue ──Reader──► hyper ──► agent
+//! pump ──push──► Queue ──Reader──► hyper, or chunks ──► agent
 //!   ◄──── has room / reader is gone ────┘
 //! ```
 
@@ -203,20 +203,15 @@ impl State {
     }
 }
 
-impl Body for Reader {
-    type Data = Bytes;
-    type Error = Cut;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+impl Reader {
+    /// What comes next.
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         let mut state = self.0.state();
         if let Some(bytes) = state.take() {
             state.flushed = false;
             drop(state);
             self.0.moved.notify_one();
-            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            return Poll::Ready(Some(Ok(bytes)));
         }
         let end = state.end;
         match end {
@@ -234,6 +229,18 @@ impl Body for Reader {
                 Poll::Pending
             }
         }
+    }
+}
+
+impl Body for Reader {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.poll_next(context).map_ok(Frame::data)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -30,6 +31,23 @@ impl Rewind {
             return Self { first, stream: self.stream };
         }
         Self { first: [first, self.first].concat().into(), stream: self.stream }
+    }
+
+    /// Keeps what comes early, up to so many bytes and some, and has no buffer while nothing does. Tells when nobody is
+    /// at the other end any more; not while there are that many bytes.
+    pub(crate) fn poll_gone(&mut self, context: &mut Context<'_>, most: usize) -> Poll<io::Error> {
+        while self.first.len() < most {
+            let mut early = [MaybeUninit::uninit(); 1024];
+            let mut early = ReadBuf::uninit(&mut early);
+            match ready!(Pin::new(&mut self.stream).poll_read(context, &mut early)) {
+                Ok(()) if early.filled().is_empty() => {
+                    return Poll::Ready(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(()) => self.first = [&self.first, early.filled()].concat().into(),
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+        Poll::Pending
     }
 }
 

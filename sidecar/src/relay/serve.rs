@@ -2,44 +2,23 @@
 //!
 //! ```text
 //! accepted ──► first bytes ──"PRI * HTTP/2.0"──► HTTP/2
-//!                   └───────── else ──────────► HTTP/1.1 ──CONNECT to ourselves──► HTTP/1.1 inside
+//!                   └───────── else ──────────► HTTP/1.1
 //! ```
 //!
 //! Thousands of them are idle, each with an event stream that is open for hours. So what is not needed then is in boxes
-//! of its own: HTTP/2's state, and what it takes to answer a request until its answer begins.
+//! of its own: either protocol's state, and what it takes to answer a request until its answer begins.
 
-use std::{
-    convert::Infallible,
-    io,
-    pin::{Pin, pin},
-    sync::Arc,
-};
+use std::{convert::Infallible, io, pin::pin, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    rt::Executor,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use moat_shared::{limits, rt::drain::Drain};
 use tokio::{io::AsyncReadExt, net::TcpStream, sync::OwnedSemaphorePermit, time::timeout};
 
-use super::{
-    Context,
-    answer::Answer,
-    patience::{Hurried, Progress},
-    respond::respond,
-    rewind::Rewind,
-};
+use super::{Context, http1, respond::respond, rewind::Rewind};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// hyper's own bound on a head lies above ours, so that what is a little too large gets an answer in JSON-RPC.
-const HEAD: usize = 2 * limits::HEADER_LIST as usize;
-/// So does its bound on the lines. Not far: it makes room for so many in every request.
-const HEADERS: usize = limits::HEADER_COUNT + 32;
 /// Streams of one h2c connection.
 const STREAMS: u32 = 1024;
 /// Windows of one h2c connection: all its streams' fit into the connection's, so that none stalls another.
@@ -60,7 +39,7 @@ pub(crate) async fn serve(
     }
     match timeout(context.timing.request_head, first_bytes(stream)).await {
         Ok(Ok((true, stream))) => Box::pin(serve_http2(context, stream, drain)).await,
-        Ok(Ok((false, stream))) => serve_http1(context, stream, drain, true).await,
+        Ok(Ok((false, stream))) => http1::serve(context, stream, drain).await,
         // Gone, or too slow: there is nobody to answer.
         Ok(Err(_)) | Err(_) => {}
     }
@@ -86,72 +65,6 @@ async fn first_bytes(mut stream: TcpStream) -> io::Result<(bool, Rewind)> {
             return Ok((http2, Rewind::new(first.freeze(), stream)));
         }
     }
-}
-
-async fn serve_http1(context: Arc<Context>, stream: Rewind, mut drain: Drain, outer: bool) {
-    let progress = Progress::default();
-    let stream = Hurried::new(stream, context.timing.request_head, progress.clone());
-    let service = {
-        let (context, drain) = (Arc::clone(&context), drain.clone());
-        service_fn(move |request| {
-            let (context, drain) = (Arc::clone(&context), drain.clone());
-            let in_flight = progress.asked();
-            Box::pin(async move {
-                let answer = http1_answer(context, request, drain, outer).await;
-                Ok::<_, Infallible>(answer.map(|body| in_flight.with(body)))
-            })
-        })
-    };
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(context.timing.idle)
-        .max_buf_size(HEAD)
-        .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    // An error ends this connection alone, and its agent knows.
-    let _ended = tokio::select! {
-        ended = connection.as_mut() => ended.is_ok(),
-        () = drain.signalled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await.is_ok()
-        }
-    };
-}
-
-async fn http1_answer(
-    context: Arc<Context>,
-    mut request: Request<Incoming>,
-    drain: Drain,
-    outer: bool,
-) -> Response<Answer> {
-    if !(outer && request.method() == http::Method::CONNECT) {
-        return respond(&context, request).await;
-    }
-    if let Err(foreign) = context.guard.check(request.uri(), request.headers()) {
-        return super::respond::foreign(foreign);
-    }
-    let upgrade = hyper::upgrade::on(&mut request);
-    let inner = {
-        let context = Arc::clone(&context);
-        async move {
-            // An agent that went away meanwhile leaves nothing to serve.
-            if let Ok(Ok(parts)) =
-                upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<Hurried<Rewind>>>())
-            {
-                let stream = parts.io.into_inner().into_inner().before(parts.read_buf);
-                inside(context, stream, drain).await;
-            }
-        }
-    };
-    context.tasks.execute(inner);
-    Response::new(Answer::empty())
-}
-
-/// HTTP inside a CONNECT. Boxed, because a connection that holds one of its own kind has no size.
-fn inside(context: Arc<Context>, stream: Rewind, drain: Drain) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(serve_http1(context, stream, drain, false))
 }
 
 async fn serve_http2(context: Arc<Context>, stream: Rewind, mut drain: Drain) {

@@ -120,7 +120,7 @@ pub(crate) struct Agent {
 #[derive(Debug)]
 pub(crate) struct Head {
     pub(crate) status: u16,
-    text: String,
+    pub(crate) text: String,
 }
 
 impl Head {
@@ -133,10 +133,11 @@ impl Head {
 }
 
 impl Agent {
-    /// A connection that takes so many bytes before it is read.
+    /// A connection that takes so many bytes before it is read, and as many to be sent.
     pub(crate) async fn connect(port: u16, window: u32) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(window).unwrap();
+        socket.set_send_buffer_size(window).unwrap();
         let stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, read: Vec::new(), port }
@@ -206,6 +207,12 @@ impl Agent {
                 chunk => body.push_str(&chunk),
             }
         }
+    }
+
+    /// What comes until the connection is closed.
+    pub(crate) async fn rest(&mut self) -> String {
+        while soon(self.stream.read_buf(&mut self.read)).await.unwrap() > 0 {}
+        String::from_utf8(std::mem::take(&mut self.read)).unwrap()
     }
 
     /// Status, and the JSON body.

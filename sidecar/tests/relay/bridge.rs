@@ -238,21 +238,21 @@ impl Call {
 
     /// Answers at once and in whole.
     pub(crate) fn reply(self, status: u16, headers: &[(&str, &str)], body: &str) {
-        let mut response = Response::builder().status(status);
-        for (name, value) in headers {
-            response = response.header(*name, *value);
-        }
-        self.reply.send(response.body(whole(body.to_owned().into())).unwrap()).unwrap();
+        self.answer_with(status, headers, whole(body.to_owned().into()));
     }
 
     /// Answers with a body that the test feeds.
     pub(crate) fn stream(self, content_type: &str) -> Feed {
+        self.stream_with(&[("content-type", content_type)])
+    }
+
+    pub(crate) fn stream_with(self, headers: &[(&str, &str)]) -> Feed {
         let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(1);
         let frames = stream::unfold(receiver, |mut receiver| async {
             let next = receiver.recv().await?;
             Some((next.map(Frame::data), receiver))
         });
-        self.answer_with(content_type, StreamBody::new(frames).boxed_unsync());
+        self.answer_with(200, headers, StreamBody::new(frames).boxed_unsync());
         Feed(sender)
     }
 
@@ -265,13 +265,20 @@ impl Call {
             }
             Some((Ok(Frame::data(Bytes::from_static(event.as_bytes()))), taken))
         });
-        self.answer_with("text/event-stream", StreamBody::new(frames).boxed_unsync());
+        self.answer_with(
+            200,
+            &[("content-type", "text/event-stream")],
+            StreamBody::new(frames).boxed_unsync(),
+        );
         taken
     }
 
-    fn answer_with(self, content_type: &str, body: Body) {
-        let response = Response::builder().header("content-type", content_type).body(body).unwrap();
-        self.reply.send(response).unwrap();
+    fn answer_with(self, status: u16, headers: &[(&str, &str)], body: Body) {
+        let mut response = Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        self.reply.send(response.body(body).unwrap()).unwrap();
     }
 
     /// Returns when the tunnel's stream was reset before there was a response.

@@ -44,6 +44,18 @@ async fn all_forms_reach_the_server(form: Form) {
     }
 }
 
+#[tokio::test]
+async fn a_connect_inside_another_is_no_door() {
+    let rig = Rig::open().await;
+    let mut agent = rig.agent().await;
+    let port = rig.relay.port;
+    let connect = format!("CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n");
+    agent.write(&connect).await;
+    assert_eq!(agent.head().await.status, 200);
+    agent.write(&connect).await;
+    assert_eq!(agent.answer().await.0, 405);
+}
+
 #[test_case("POST /mcp/notion", "evil.example:{port}", "", 403; "foreign host")]
 #[test_case("POST http://evil.example/mcp/notion", "127.0.0.1:{port}", "", 403; "foreign target")]
 #[test_case("POST /mcp/notion", "127.0.0.1:{port}", "Origin: http://evil.example\r\n", 403; "foreign origin")]

@@ -8,6 +8,7 @@ mod bridge;
 mod dialled;
 mod doors;
 mod forwarding;
+mod handover;
 mod load;
 mod losses;
 mod streaming;
