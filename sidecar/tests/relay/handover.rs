@@ -267,7 +267,7 @@ async fn the_last_request_ends_its_connection(header: &str) -> bool {
     told
 }
 
-/// Neither is a head that was complete when the drain came; both get their end, and then the connection has its own.
+/// The stream goes on to its own end, and that is the end of its connection.
 #[tokio::test]
 async fn a_drain_lets_a_stream_finish() {
     let mut rig = silent_rig().await;
