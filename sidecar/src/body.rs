@@ -1,4 +1,4 @@
-//! What goes into the tunnel: the hello, or an agent's request body, unchanged.
+//! What goes into the tunnel: an agent's request body, unchanged.
 //!
 //! Empty chunks are left out, because HTTP/2 ends a connection on which too many empty frames were seen; trailers are
 //! dropped (T8). A scanner notes the request's id and method in passing.
@@ -14,7 +14,6 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use moat_shared::rpc::{
     RawId,
@@ -24,9 +23,6 @@ use tokio::time::timeout;
 
 /// Bytes of a body that may as well be sent together with its head.
 const SMALL: u64 = 16 * 1024;
-
-/// What the tunnel carries towards the bridge.
-pub type Outgoing = Either<Upload, Full<Bytes>>;
 
 /// What is known of a request's body so far.
 #[derive(Debug, Clone, Default)]
@@ -203,7 +199,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body_util::{BodyExt, StreamBody};
+    use http_body_util::{BodyExt, Full, StreamBody};
     use std::convert::Infallible;
 
     fn chunks(parts: &'static [&'static str]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {

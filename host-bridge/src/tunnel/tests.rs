@@ -1,4 +1,4 @@
-//! Tunnels over a real socket, with the sidecar's own TLS and HTTP/2 settings at the other end.
+//! Tunnels over a real socket, with the sidecar's own TLS at the other end.
 
 use std::{
     future::pending,
@@ -8,7 +8,10 @@ use std::{
 
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
-use hyper::{body::Frame, client::conn::http2::SendRequest};
+use hyper::{
+    body::Frame,
+    client::conn::http2::{self, SendRequest},
+};
 use hyper_util::rt::TokioIo;
 use moat_shared::{
     endpoint::{Endpoint, hybrid_port},
@@ -18,7 +21,6 @@ use moat_shared::{
     rt::{
         drain::{self, Drained, Trigger},
         exec::Owned,
-        h2,
     },
     tls, wire,
 };
@@ -188,7 +190,7 @@ struct Link {
 impl Link {
     async fn over(stream: UnixStream, config: rustls::ClientConfig) -> Result<Self, BoxError> {
         let stream = TlsConnector::from(Arc::new(config)).connect(tls::bridge_name(), stream).await?;
-        let (sender, connection) = h2::sidecar(Owned::default()).handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) = http2::handshake(Owned::default(), TokioIo::new(stream)).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { drop(connection.await) });
         Ok(Self { sender, tasks })

@@ -11,7 +11,10 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, client::conn::http1};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
 use hyper_util::rt::TokioIo;
 use moat_shared::{hello::Hello, plan::Identity, rt, tls, wire};
 use serde_json::{Value, json};
@@ -201,8 +204,7 @@ pub(crate) async fn secured(house: &House, run: &Run) -> io::Result<TlsStream<Un
 /// Says hello over the tunnel as the sidecar would; the status of the answer.
 pub(crate) async fn hello(house: &House, run: &Run) -> Result<u16, Failure> {
     let stream = secured(house, run).await?;
-    let builder = rt::h2::sidecar(rt::exec::Owned::default());
-    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = http2::handshake(rt::exec::Owned::default(), TokioIo::new(stream)).await?;
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { drop(connection.await) });
     let request = Request::builder()

@@ -32,10 +32,6 @@ pub struct Gulp<S> {
     /// Written by the one side and not by the other.
     behind: Vec<u8>,
     written: usize,
-    /// Many tasks write to it.
-    shared: bool,
-    /// A flush was put off.
-    put_off: bool,
 }
 
 impl<S> Gulp<S> {
@@ -50,15 +46,7 @@ impl<S> Gulp<S> {
             more: false,
             behind: Vec::new(),
             written: 0,
-            shared: false,
-            put_off: false,
         }
-    }
-
-    /// One that many tasks write to by way of one: a flush lets those of them go first that are ready, once, and what they
-    /// have leaves with it. The head of a request, for one, and its body are of two tasks.
-    pub fn of_many(stream: S, large: usize) -> Self {
-        Self { shared: true, ..Self::new(stream, large) }
     }
 
     /// The stream itself.
@@ -160,12 +148,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gulp<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.shared && !this.behind.is_empty() && !std::mem::replace(&mut this.put_off, true) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         ready!(this.poll_drain(cx))?;
-        this.put_off = false;
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 
@@ -250,28 +233,6 @@ mod tests {
         let mut rest = Vec::new();
         there.read_to_end(&mut rest).await.unwrap();
         assert_eq!(rest, [&text(10 * MOST)[..], b"last"].concat());
-    }
-
-    #[tokio::test]
-    async fn what_is_ready_by_then_leaves_with_a_flush() {
-        let (here, mut there) = duplex(1 << 20);
-        let counted = Counted { stream: here, reads: 0, writes: 0 };
-        let gulp = tokio::sync::Mutex::new(Gulp::of_many(counted, 32 * 1024));
-        let first = async {
-            gulp.lock().await.write_all(b"head").await.unwrap();
-            std::future::poll_fn(|cx| {
-                let mut gulp = gulp.try_lock().unwrap();
-                Pin::new(&mut *gulp).poll_flush(cx)
-            })
-            .await
-            .unwrap();
-        };
-        let second = async { gulp.lock().await.write_all(b"body").await.unwrap() };
-        tokio::join!(first, second);
-        assert_eq!(gulp.lock().await.get_ref().writes, 1);
-        let mut seen = [0; 8];
-        there.read_exact(&mut seen).await.unwrap();
-        assert_eq!(&seen, b"headbody");
     }
 
     #[tokio::test]

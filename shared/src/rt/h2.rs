@@ -5,9 +5,14 @@
 //! can make it hold. Both ends raise the bounds on resets, so
 //! that a storm of cancelled requests costs nothing but itself.
 
+pub mod pulse;
+pub mod received;
+pub mod send;
+
 use std::time::Duration;
 
-use hyper::{client, server};
+use ::h2::client;
+use hyper::server;
 use hyper_util::rt::TokioTimer;
 
 use super::exec::Owned;
@@ -24,25 +29,21 @@ const LOCAL_RESETS: usize = 1_000_000;
 const REMEMBERED_RESETS: usize = 4096;
 const REMEMBER_RESETS_FOR: Duration = Duration::from_secs(30);
 
-/// The sidecar's end: the HTTP/2 client, whoever dialled.
+/// The sidecar's end: the HTTP/2 client, whoever dialled. Its pings are its own.
 #[must_use]
-pub fn sidecar(tasks: Owned) -> client::conn::http2::Builder<Owned> {
-    let mut builder = client::conn::http2::Builder::new(tasks);
+pub fn sidecar() -> client::Builder {
+    let mut builder = client::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(SIDECAR_CONNECTION_WINDOW)
-        .adaptive_window(false)
-        .max_send_buf_size(SEND_BUFFER)
+        .max_send_buffer_size(SEND_BUFFER)
         .initial_max_send_streams(limits::STREAMS_PER_RUN as usize)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(REMEMBER_RESETS_FOR)
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(LOCAL_RESETS)
-        .max_header_list_size(limits::HEADER_LIST)
-        .keep_alive_interval(limits::PING_INTERVAL)
-        .keep_alive_timeout(limits::PING_TIMEOUT)
-        .keep_alive_while_idle(true);
+        .max_local_error_reset_streams(Some(LOCAL_RESETS))
+        .max_header_list_size(limits::HEADER_LIST);
     builder
 }
 

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, Uri, Version, request::Parts};
 use http_body::Body as _;
-use http_body_util::Either;
 use hyper::{body::Incoming, rt::Executor};
 use moat_shared::{id::ServerName, wire, wire::ErrorKind};
 use tokio::time::Instant;
@@ -29,8 +28,11 @@ use super::{
     queue::queue,
 };
 use crate::{
-    body::{Outgoing, Upload},
-    uplink::link::{Opened, Unavailable},
+    body::Upload,
+    uplink::{
+        exchange::{self, Unanswered},
+        link::{Opened, Unavailable},
+    },
 };
 
 /// How long the head of a request waits for a small body, so that both go into the tunnel in one write.
@@ -70,22 +72,21 @@ fn tunnel_uri(uri: &Uri) -> Option<Uri> {
     Uri::builder().scheme("http").authority(wire::BRIDGE_DNS_NAME).path_and_query(path).build().ok()
 }
 
-async fn send(context: &Context, mut request: Request<Upload>) -> Result<Response<Incoming>, Refused> {
+async fn send(
+    context: &Context,
+    mut request: Request<Upload>,
+) -> Result<Response<exchange::Incoming>, Refused> {
     let deadline = Instant::now() + context.timing.tunnel_wait;
     let noted = request.body().noted();
     let mut seen = None;
     loop {
-        let Opened { generation, mut sender, .. } = wait(context, seen, deadline, request.body_mut()).await?;
-        let mut failed = match sender.try_send_request(request.map(Outgoing::Left)).await {
+        let Opened { generation, sender, .. } = wait(context, seen, deadline, request.body_mut()).await?;
+        match sender.send(request).await {
             Ok(response) => return Ok(response),
-            Err(failed) => failed,
-        };
-        // Only a request that never left is handed back: it may go into the next tunnel.
-        let (head, body) = match failed.take_message().map(Request::into_parts) {
-            Some((head, Either::Left(upload))) => (head, upload),
-            Some((_, Either::Right(_))) | None => return Err(Loss::of(&noted).into()),
-        };
-        request = Request::from_parts(head, body);
+            Err(Unanswered::Lost) => return Err(Loss::of(&noted).into()),
+            // It may go into the next tunnel.
+            Err(Unanswered::Unsent(unsent)) => request = *unsent,
+        }
         seen = Some(generation);
     }
 }
@@ -125,7 +126,7 @@ async fn wait(
 }
 
 /// The response's head now, its body as it comes.
-fn stream_back(context: &Context, asked: Asked, response: Response<Incoming>) -> Response<Answer> {
+fn stream_back(context: &Context, asked: Asked, response: Response<exchange::Incoming>) -> Response<Answer> {
     let events = headers::is_writable_stream(&response).then(EventStream::default);
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;

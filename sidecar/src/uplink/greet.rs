@@ -1,28 +1,36 @@
 //! From a stream of bytes to a tunnel that stands: TLS, HTTP/2, hello (T10).
 
-use std::{error::Error, io, sync::Arc};
+use std::{error::Error, future::Future, io, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
+use h2::client::Connection;
 use http::{Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Either, Full, Limited};
-use hyper::client::conn::http2::{Connection, SendRequest};
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::rt::Executor;
 use moat_shared::{
     hello::{self, Hello},
     hint::Hint,
     limits,
-    rt::{self, exec::Owned, gulp::Gulp, stream::Stream},
+    rt::{
+        self,
+        exec::Owned,
+        gulp::Gulp,
+        h2::pulse::{Heard, Pulse},
+        stream::Stream,
+    },
     tls, wire,
     wire::ErrorKind,
 };
 use rustls::ClientConfig;
+use tokio::sync::{Notify, oneshot};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
+    exchange::Sender,
     link::Refusal,
     transport::{DialError, Transport},
 };
-use crate::{body::Outgoing, chain::causes};
+use crate::chain::causes;
 
 /// Larger answers to a hello are none.
 const ANSWER: usize = 64 * 1024;
@@ -30,13 +38,22 @@ const ANSWER: usize = 64 * 1024;
 /// Both sides have said who they are.
 pub(super) type Secured = TlsStream<Gulp<Stream>>;
 
-/// What drives the HTTP/2 connection; it has to be polled for anything to move.
-pub(crate) type Driver = Connection<TokioIo<Secured>, Outgoing, Owned>;
+/// Ends when the tunnel takes no more requests, and says why.
+pub(crate) type Standing = Pin<Box<dyn Future<Output = Result<(), Broken>> + Send>>;
+
+/// Why a tunnel broke.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+    #[error("the bridge does not answer pings any more")]
+    Silent,
+}
 
 /// A tunnel after its hello.
 pub(crate) struct Greeted {
-    pub(crate) sender: SendRequest<Outgoing>,
-    pub(crate) driver: Driver,
+    pub(crate) sender: Sender,
+    pub(crate) standing: Standing,
     pub(crate) bridge: Hello,
     pub(crate) protocol: u32,
 }
@@ -76,17 +93,12 @@ pub(crate) async fn greet(
         }
         Transport::Listens(at) => at.authenticated(tls).await,
     };
-    let mut settings = rt::h2::sidecar(tasks.clone());
-    if transport.is_vsock() {
-        settings
-            .keep_alive_interval(limits::GUEST_PING_INTERVAL)
-            .keep_alive_timeout(limits::GUEST_PING_TIMEOUT);
-    }
-    let (mut sender, mut driver): (SendRequest<Outgoing>, Driver) =
-        settings.handshake(TokioIo::new(stream)).await.map_err(|error| sort(transport, Box::new(error)))?;
+    let pulse = if transport.is_vsock() { Pulse::GUEST } else { Pulse::USUAL };
+    let (sender, mut standing) =
+        start(stream, pulse, tasks).await.map_err(|error| sort(transport, Box::new(error)))?;
     let answer = tokio::select! {
-        answer = say_hello(&mut sender) => answer.map_err(|error| sort(transport, error))?,
-        ended = &mut driver => {
+        answer = say_hello(&sender) => answer.map_err(|error| sort(transport, error))?,
+        ended = &mut standing => {
             let error: Box<dyn Error + Send + Sync> = match ended {
                 Ok(()) => "the bridge closed it".into(),
                 Err(error) => Box::new(error),
@@ -99,18 +111,57 @@ pub(crate) async fn greet(
         ErrorKind::TunnelDown => GreetError::Broken(refusal.message.into()),
         _ => GreetError::Refused(refusal),
     })?;
-    Ok(Greeted { sender, driver, bridge, protocol })
+    Ok(Greeted { sender, standing, bridge, protocol })
+}
+
+/// HTTP/2 on it. The connection is a task's, so that streams of a tunnel that takes no more requests finish in peace;
+/// it ends with the last of them and of the senders.
+async fn start(stream: Secured, pulse: Pulse, tasks: &Owned) -> Result<(Sender, Standing), h2::Error> {
+    let (streams, mut connection) = rt::h2::sidecar().handshake(stream).await?;
+    let (heard, closing) = (Heard::default(), Arc::new(Notify::new()));
+    let sender = Sender::new(streams, heard.clone(), Arc::clone(&closing));
+    let pings = connection.ping_pong();
+    let (tell, ended) = oneshot::channel();
+    tasks.execute(async move {
+        let ended = drive(connection, pings.map(|pings| pulse.stops(pings, heard))).await;
+        // Nobody may be left who wants to know.
+        drop(tell.send(ended));
+    });
+    let standing = async move {
+        tokio::select! {
+            biased;
+            ended = ended => ended.unwrap_or(Ok(())),
+            () = closing.notified() => Ok(()),
+        }
+    };
+    Ok((sender, Box::pin(standing)))
 }
 
 /// TLS on a carrier, whoever dialled. The caller sets the deadline.
 pub(super) async fn secure(carrier: Stream, tls: &Arc<ClientConfig>) -> io::Result<Secured> {
-    let carrier = Gulp::of_many(carrier, limits::TUNNEL_READ);
+    let carrier = Gulp::new(carrier, limits::TUNNEL_READ);
     TlsConnector::from(Arc::clone(tls)).connect(tls::bridge_name(), carrier).await
 }
 
-async fn say_hello(
-    sender: &mut SendRequest<Outgoing>,
-) -> Result<(StatusCode, Bytes), Box<dyn Error + Send + Sync>> {
+/// Until it ends, or is dead.
+async fn drive(
+    connection: Connection<Secured>,
+    dead: Option<impl Future<Output = ()>>,
+) -> Result<(), Broken> {
+    let dead = async {
+        match dead {
+            Some(dead) => dead.await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = connection => Ok(ended?),
+        () = dead => Err(Broken::Silent),
+    }
+}
+
+async fn say_hello(sender: &Sender) -> Result<(StatusCode, Bytes), Box<dyn Error + Send + Sync>> {
     let hello = serde_json::to_vec(&Hello::ours())?;
     let request = Request::builder()
         .method(Method::POST)
@@ -122,8 +173,8 @@ async fn say_hello(
                 .build()?,
         )
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Either::Right(Full::new(Bytes::from(hello))))?;
-    let (head, body) = sender.send_request(request).await?.into_parts();
+        .body(Full::new(Bytes::from(hello)))?;
+    let (head, body) = sender.ask(request).await?.into_parts();
     let body = Limited::new(body, ANSWER).collect().await?.to_bytes();
     Ok((head.status, body))
 }

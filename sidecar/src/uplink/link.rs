@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use hyper::client::conn::http2::SendRequest;
 use moat_shared::{hello::Hello, wire::ErrorKind};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
 };
 
-use crate::body::Outgoing;
+use super::exchange::Sender;
 
 /// The state of the tunnel, as its task last said.
 #[derive(Debug, Clone)]
@@ -37,7 +36,7 @@ pub(crate) struct Refusal {
 pub(crate) struct Opened {
     /// Which one: a request that found this one closed waits for a later one.
     pub(crate) generation: u64,
-    pub(crate) sender: SendRequest<Outgoing>,
+    pub(crate) sender: Sender,
     pub(crate) bridge: Arc<Hello>,
     pub(crate) protocol: u32,
 }

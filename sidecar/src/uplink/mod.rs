@@ -9,6 +9,7 @@
 //! It does not know MCP. A request becomes a stream; who may send what is decided on the other side. One task
 //! ([`Uplink::run`]) owns the connection and says what state it is in; requests hold a [`Tunnel`].
 
+pub(crate) mod exchange;
 mod greet;
 pub(crate) mod link;
 mod listen;
@@ -34,7 +35,7 @@ use tokio::{
 };
 
 use self::{
-    greet::{Driver, GreetError, Greeted, greet},
+    greet::{Broken, GreetError, Greeted, Standing, greet},
     link::{Link, Opened},
     transport::Transport,
 };
@@ -42,10 +43,7 @@ pub use self::{
     link::{FirstOutcome, Tunnel},
     transport::TransportError,
 };
-use crate::{
-    chain::{causes, chain},
-    log,
-};
+use crate::{chain::chain, log};
 
 /// The tunnel cannot be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -98,13 +96,13 @@ impl Uplink {
             };
             let attempt = match greeted {
                 Err(attempt) => attempt,
-                Ok(mut driver) => {
+                Ok(mut standing) => {
                     let since = Instant::now();
                     let ended = tokio::select! {
                         biased;
-                        () = drain.signalled() => return self.say_goodbye(driver).await,
+                        () = drain.signalled() => return self.say_goodbye(standing).await,
                         () = self.transport.turn_away() => Ok(()),
-                        ended = &mut driver => ended,
+                        ended = &mut standing => ended,
                     };
                     let why = ended
                         .map_or_else(|error| why_it_broke(&error), |()| "the bridge closed it".to_owned());
@@ -123,7 +121,7 @@ impl Uplink {
     }
 
     /// One attempt, under one deadline. Publishes what came of it.
-    async fn connect(&mut self) -> Result<Driver, Attempt> {
+    async fn connect(&mut self) -> Result<Standing, Attempt> {
         let attempt = greet(&self.transport, &self.tls, &self.tasks);
         match timeout(limits::HANDSHAKE, attempt).await {
             Ok(Ok(greeted)) => Ok(self.opened(greeted)),
@@ -144,8 +142,8 @@ impl Uplink {
         }
     }
 
-    fn opened(&mut self, greeted: Greeted) -> Driver {
-        let Greeted { sender, driver, bridge, protocol } = greeted;
+    fn opened(&mut self, greeted: Greeted) -> Standing {
+        let Greeted { sender, standing, bridge, protocol } = greeted;
         self.generation += 1;
         // The first is what a start is for, and needs no line on the user's terminal.
         if self.generation > 1 {
@@ -157,7 +155,7 @@ impl Uplink {
         }
         let (generation, bridge) = (self.generation, Arc::new(bridge));
         self.link.send_replace(Link::Open(Opened { generation, sender, bridge, protocol }));
-        driver
+        standing
     }
 
     /// Publishes a failure; logs it when it is not the one before, so that an outage is one line and not thousands.
@@ -174,11 +172,11 @@ impl Uplink {
     }
 
     /// GOAWAY, and the end of the stream of bytes, once nothing is in flight any more.
-    async fn say_goodbye(self, driver: Driver) {
+    async fn say_goodbye(self, standing: Standing) {
         self.link.send_replace(Link::Draining);
         let finished = async {
             // With the last sender gone the connection closes itself.
-            let _how = driver.await.is_ok();
+            let _how = standing.await.is_ok();
             self.tasks.finished().await;
         };
         if timeout(limits::DRAIN, finished).await.is_err() {
@@ -197,12 +195,17 @@ fn judged(error: &GreetError) -> (Link, Attempt) {
 }
 
 /// A bridge that dies, or whose host does, is the common case and needs no more words than these.
-fn why_it_broke(error: &hyper::Error) -> String {
-    let cut = causes(error).filter_map(|error| error.downcast_ref::<io::Error>()).any(|io| {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-        matches!(io.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
-    });
-    if cut { "the bridge went away".to_owned() } else { chain(error) }
+fn why_it_broke(error: &Broken) -> String {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let io = match error {
+        Broken::Http2(error) => error.get_io().map(io::Error::kind),
+        Broken::Silent => None,
+    };
+    if let Some(BrokenPipe | ConnectionReset | UnexpectedEof) = io {
+        "the bridge went away".to_owned()
+    } else {
+        chain(error)
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixListener,
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -83,6 +83,7 @@ pub(crate) struct Bridge {
     pub(crate) hello: Arc<Mutex<Hello>>,
     /// Tunnels that said hello, over its whole life.
     pub(crate) greeted: Arc<Mutex<usize>>,
+    goodbye: Arc<Notify>,
     tasks: Owned,
     _directory: tempfile::TempDir,
 }
@@ -101,6 +102,7 @@ impl Bridge {
             to_test,
             hello: Arc::new(Mutex::new(Hello::ours())),
             greeted: Arc::default(),
+            goodbye: Arc::default(),
             tasks: Owned::default(),
             _directory: directory,
         }
@@ -134,6 +136,7 @@ impl Bridge {
             to_test: self.to_test.clone(),
             hello: Arc::clone(&self.hello),
             greeted: Arc::clone(&self.greeted),
+            goodbye: Arc::clone(&self.goodbye),
             tasks: self.tasks.clone(),
         }
     }
@@ -148,6 +151,11 @@ impl Bridge {
     pub(crate) async fn cut(&self) {
         self.tasks.abort_all();
         self.tasks.finished().await;
+    }
+
+    /// Takes no more requests on the tunnels that there are; what is in flight goes on.
+    pub(crate) fn say_goodbye(&self) {
+        self.goodbye.notify_waiters();
     }
 
     /// The next request that comes through the tunnel.
@@ -167,6 +175,7 @@ struct Server {
     to_test: mpsc::UnboundedSender<Call>,
     hello: Arc<Mutex<Hello>>,
     greeted: Arc<Mutex<usize>>,
+    goodbye: Arc<Notify>,
     tasks: Owned,
 }
 
@@ -174,13 +183,22 @@ impl Server {
     fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let (tls, to_test, inner) = (self.tls.clone(), self.to_test.clone(), self.tasks.clone());
         let (hello, greeted) = (Arc::clone(&self.hello), Arc::clone(&self.greeted));
+        let goodbye = Arc::clone(&self.goodbye);
         self.tasks.execute(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
             let service = service_fn(move |request| {
                 let (to_test, hello, greeted) = (to_test.clone(), Arc::clone(&hello), Arc::clone(&greeted));
                 async move { Ok::<_, Infallible>(answer(request, &to_test, &hello, &greeted).await) }
             });
-            let _ended = rt::h2::bridge(inner).serve_connection(TokioIo::new(stream), service).await.is_ok();
+            let connection = rt::h2::bridge(inner).serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            let _ended = tokio::select! {
+                ended = connection.as_mut() => ended.is_ok(),
+                () = goodbye.notified() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await.is_ok()
+                }
+            };
         });
     }
 }

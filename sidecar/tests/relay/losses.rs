@@ -75,6 +75,25 @@ async fn a_request_in_flight_is_answered_and_never_sent_twice() {
     assert!(rig.bridge.is_untouched(), "something was sent twice");
 }
 
+#[tokio::test]
+async fn a_tunnel_that_takes_no_more_finishes_what_it_has_and_the_next_takes_the_rest() {
+    let mut rig = Rig::open().await;
+    let mut stream = rig.ask("GET", "/mcp/notion", "").await;
+    let feed = rig.bridge.call().await.stream("text/event-stream");
+    feed.send("data: a\n\n").await;
+    assert_eq!(stream.head().await.status, 200);
+    assert_eq!(stream.chunk().await, "data: a\n\n");
+    rig.bridge.say_goodbye();
+    while *rig.bridge.greeted.lock().unwrap() < 2 {
+        let mut agent = rig.ask("POST", "/mcp/notion", CALL).await;
+        rig.bridge.call().await.reply(202, &[], "");
+        assert_eq!(agent.head().await.status, 202);
+    }
+    feed.send("data: b\n\n").await;
+    assert_eq!(stream.chunk().await, "data: b\n\n");
+    assert!(rig.bridge.is_untouched(), "something was sent twice");
+}
+
 #[test_case("Content-Length: 52\r\nTransfer-Encoding: chunked", CALL => "null"; "length and chunks")]
 #[test_case("Transfer-Encoding: chunked", "5\r\n{\"id\"\r\n2\r\n:7\r\n1\r\n,\r\nmoat\r\n" => "7"; "a bad size after good chunks")]
 #[test_case("Transfer-Encoding: chunked", "-1\r\n\r\n" => "null"; "a negative size")]

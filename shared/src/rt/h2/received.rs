@@ -1,0 +1,51 @@
+//! The body of a message as it comes out of the tunnel.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use ::h2::RecvStream;
+use bytes::Bytes;
+use http_body::{Body, Frame};
+
+use super::pulse::Heard;
+
+/// Data, then trailers. What is taken makes room for more (RFC 9113, section 5.2); a stream that was reset is an error,
+/// however politely.
+#[derive(Debug)]
+pub struct Received {
+    stream: RecvStream,
+    heard: Heard,
+}
+
+impl Received {
+    /// The body that this stream carries.
+    pub fn new(stream: RecvStream, heard: Heard) -> Self {
+        heard.note();
+        Self { stream, heard }
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = ::h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ::h2::Error>>> {
+        let this = &mut *self;
+        if let Some(data) = ready!(this.stream.poll_data(context)?) {
+            this.heard.note();
+            this.stream.flow_control().release_capacity(data.len())?;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let trailers = ready!(this.stream.poll_trailers(context)?);
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+}
