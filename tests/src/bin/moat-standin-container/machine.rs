@@ -59,10 +59,23 @@ pub(crate) fn own_part(words: &[&str]) -> Option<Answer<u8>> {
 /// What starts it; its exit status is the container's. `terminal` is its end of one.
 pub(crate) fn command(container: &Container, terminal: Option<&Path>) -> Answer<Command> {
     container.save()?;
-    match container.around {
-        Around::Guest(_) => guest::command(container, terminal),
-        Around::Namespaces | Around::Itself => namespaces::command(container, terminal),
-    }
+    let machine = match container.around {
+        Around::Guest(_) => guest::command(container, terminal)?,
+        Around::Namespaces | Around::Itself => namespaces::command(container, terminal)?,
+    };
+    Ok(noted(container, &machine))
+}
+
+/// The machine's process says itself which it is, or there is none: whoever started it may be gone by then, and so may
+/// the container.
+fn noted(container: &Container, machine: &Command) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"echo $$ >"$1" && shift && exec "$@""#, "sh"])
+        .arg(container.machine())
+        .arg(machine.get_program())
+        .args(machine.get_args());
+    command
 }
 
 /// What [`command`] started runs. The process that is alive as long as the machine is.

@@ -182,10 +182,11 @@ fn stop(container: &Container) -> Answer<u8> {
 }
 
 fn delete(container: &Container) -> Answer<u8> {
-    if let Some(pid) = container.pid() {
+    let container = container.put_away()?;
+    for pid in [container.pid(), container.machine_pid()].into_iter().flatten() {
         let _just_ended = nix::sys::signal::kill(pid, Signal::SIGKILL);
-        container.until_gone(Duration::from_secs(10));
     }
+    container.until_gone(Duration::from_secs(10));
     // Whoever held it is still writing its last words.
     let mut removed = Ok(());
     for _ in 0..50 {

@@ -133,9 +133,35 @@ impl Container {
         self.directory.join("root")
     }
 
+    /// Where its machine's process says which it is.
+    pub(crate) fn machine(&self) -> PathBuf {
+        self.directory.join("machine")
+    }
+
+    /// Out of the way: from here on no machine starts in it.
+    pub(crate) fn put_away(&self) -> Answer<Self> {
+        let store = self.directory.parent().and_then(Path::parent).unwrap_or(&self.directory);
+        let away = store.join(format!("removing-{}", self.id()));
+        fs::rename(&self.directory, &away)?;
+        Ok(Self { directory: away, ..self.clone() })
+    }
+
     /// Its first process, while it runs.
     pub(crate) fn pid(&self) -> Option<Pid> {
-        let pid = fs::read_to_string(self.directory.join("pid")).ok()?.trim().parse().ok()?;
+        Self::running(&self.directory.join("pid"))
+    }
+
+    /// Its machine's process, while it runs; one that is just writing which it is, is waited for.
+    pub(crate) fn machine_pid(&self) -> Option<Pid> {
+        let until = Instant::now() + Duration::from_secs(1);
+        while fs::read(self.machine()).is_ok_and(|text| text.is_empty()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Self::running(&self.machine())
+    }
+
+    fn running(file: &Path) -> Option<Pid> {
+        let pid = fs::read_to_string(file).ok()?.trim().parse().ok()?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let state = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
         (state != 'Z').then(|| Pid::from_raw(pid))
