@@ -18,14 +18,17 @@ mod ending;
 mod half_open;
 mod hybrid;
 mod ports;
+mod session;
 mod workers;
 
 use std::{collections::HashMap, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use moat_shared::{limits, rt::drain::Drain};
+use moat_shared::{
+    limits,
+    rt::{drain::Drain, h2::received::Received},
+};
 use tokio::{
     net::UnixListener,
     sync::mpsc,
@@ -57,7 +60,7 @@ pub(crate) trait Door: Send + Sync + 'static {
     fn handle(
         &self,
         run: &Arc<Run>,
-        request: Request<Incoming>,
+        request: Request<Received>,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use moat_shared::rt::h2::received::Received;
 
 use crate::{
     pipeline::{Body, Pipeline},
@@ -14,7 +14,7 @@ use crate::{
 impl Door for Pipeline {
     type Body = Body;
 
-    async fn handle(&self, run: &Arc<Run>, request: Request<Incoming>) -> Response<Self::Body> {
+    async fn handle(&self, run: &Arc<Run>, request: Request<Received>) -> Response<Self::Body> {
         Self::handle(self, run, request).await
     }
 }

@@ -160,12 +160,12 @@ where
     }
 }
 
-/// Bytes that count until they are dropped: sent, or reset.
-#[derive(Debug)]
+/// Bytes that count until they are dropped: sent, or reset. None at all count for no stream.
+#[derive(Debug, Default)]
 pub(super) struct Charged {
     bytes: Bytes,
     charge: usize,
-    stream: Arc<Stream>,
+    stream: Option<Arc<Stream>>,
 }
 
 impl Charged {
@@ -173,15 +173,16 @@ impl Charged {
         let charge = bytes.len();
         stream.unsent.fetch_add(charge, Ordering::AcqRel);
         stream.budget.0.answers.fetch_add(charge, Ordering::AcqRel);
-        Self { bytes, charge, stream: Arc::clone(stream) }
+        Self { bytes, charge, stream: Some(Arc::clone(stream)) }
     }
 }
 
 impl Drop for Charged {
     fn drop(&mut self) {
-        self.stream.budget.0.answers.fetch_sub(self.charge, Ordering::AcqRel);
-        self.stream.unsent.fetch_sub(self.charge, Ordering::AcqRel);
-        self.stream.body.wake();
+        let Some(stream) = &self.stream else { return };
+        stream.budget.0.answers.fetch_sub(self.charge, Ordering::AcqRel);
+        stream.unsent.fetch_sub(self.charge, Ordering::AcqRel);
+        stream.body.wake();
     }
 }
 

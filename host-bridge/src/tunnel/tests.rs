@@ -9,7 +9,7 @@ use std::{
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
-    body::Frame,
+    body::{Frame, Incoming},
     client::conn::http2::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
@@ -67,7 +67,7 @@ impl Drop for Busy {
 impl Door for Fake {
     type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-    async fn handle(&self, run: &Arc<Run>, request: Request<Incoming>) -> Response<Self::Body> {
+    async fn handle(&self, run: &Arc<Run>, request: Request<Received>) -> Response<Self::Body> {
         let busy = Busy::new(&self.busy);
         match request.uri().path() {
             "/mcp/hang" => pending().await,

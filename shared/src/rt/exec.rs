@@ -1,4 +1,4 @@
-//! An executor for hyper that owns what it spawns.
+//! Tasks with an owner, who is an executor for hyper as well.
 //!
 //! hyper's HTTP/2 streams hold a handle of their own executor, so dropping one's own handle does not end them:
 //! whoever owns the connection calls [`Owned::abort_all`] when it is over, or keeps an [`AbortOnDrop`].
@@ -16,6 +16,14 @@ use tokio::task::JoinSet;
 pub struct Owned(Arc<Mutex<JoinSet<()>>>);
 
 impl Owned {
+    /// Takes a task in. tokio and the compiler move its future several times: a large one comes in a box, and no future
+    /// around it.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
     /// Drops every task: what they held is released as soon as they are not running.
     pub fn abort_all(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
@@ -58,10 +66,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while tasks.try_join_next().is_some() {}
-        // In a box, and no future around it: tokio and the compiler move a task's future several times, and hyper's
-        // take kilobytes.
-        tasks.spawn(Box::pin(future));
+        // hyper's take kilobytes.
+        self.spawn(Box::pin(future));
     }
 }

@@ -8,16 +8,17 @@
 pub mod pulse;
 pub mod received;
 pub mod send;
+pub mod serve;
+mod stream;
 
 use std::time::Duration;
 
-use ::h2::client;
-use hyper::server;
-use hyper_util::rt::TokioTimer;
+use ::h2::{client, server};
 
-use super::exec::Owned;
 use crate::limits;
 
+/// The longest frame that the bridge takes: the least that it may (RFC 9113, section 6.5.2).
+const FRAME: u32 = 16 * 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const SIDECAR_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// What a run may leave at the bridge of bodies that no upstream takes. Beyond it the run's own uploads wait.
@@ -47,20 +48,20 @@ pub fn sidecar() -> client::Builder {
     builder
 }
 
-/// The bridge's end: the HTTP/2 server.
-#[must_use]
-pub fn bridge(tasks: Owned) -> server::conn::http2::Builder<Owned> {
-    let mut builder = server::conn::http2::Builder::new(tasks);
+/// The bridge's end: the HTTP/2 server. Its pings are its own too.
+fn bridge() -> server::Builder {
+    let mut builder = server::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(BRIDGE_CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
+        .max_frame_size(FRAME)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(limits::STREAMS_PER_RUN)
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(LOCAL_RESETS)
-        .max_header_list_size(limits::HEADER_LIST)
-        .keep_alive_interval(limits::PING_INTERVAL)
-        .keep_alive_timeout(limits::PING_TIMEOUT);
+        .max_local_error_reset_streams(Some(LOCAL_RESETS))
+        .max_header_list_size(limits::HEADER_LIST);
     builder
 }
+
+#[cfg(test)]
+mod tests;

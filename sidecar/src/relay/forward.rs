@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, Uri, Version, request::Parts};
 use http_body::Body as _;
-use hyper::{body::Incoming, rt::Executor};
+use hyper::body::Incoming;
 use moat_shared::{id::ServerName, wire, wire::ErrorKind};
 use tokio::time::Instant;
 
@@ -139,7 +139,7 @@ fn stream_back(context: &Context, asked: Asked, response: Response<exchange::Inc
     let answer = Answer::Streamed { reader, upload: asked.noted.clone() };
     let mut pump = Pump { body, queue, asked, events, timing: context.timing };
     if pump.take_first().is_continue() {
-        context.tasks.execute(pump.run());
+        context.tasks.spawn(Box::pin(pump.run()));
     }
     Response::from_parts(head, answer)
 }

@@ -27,7 +27,6 @@ mod serve;
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::rt::Executor;
 use moat_shared::{
     id::RunId,
     limits,
@@ -124,7 +123,7 @@ impl Relay {
                 continue;
             };
             crowded = false;
-            context.tasks.execute(serve::serve(Arc::clone(&context), stream, drain.clone(), place));
+            context.tasks.spawn(Box::pin(serve::serve(Arc::clone(&context), stream, drain.clone(), place)));
         }
         drop(listener);
         context.tasks.finished().await;

@@ -20,7 +20,7 @@ use h2::client::SendRequest;
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Full;
-use moat_shared::rt::h2::{pulse::Heard, received::Received, send::send};
+use moat_shared::rt::h2::{pulse::Heard, received::Received, send::Sending};
 use tokio::{sync::Notify, task::JoinSet};
 
 use crate::body::Upload;
@@ -82,15 +82,15 @@ async fn ask<B>(
     heard: Heard,
 ) -> Result<Response<Incoming>, h2::Error>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
 {
     let (head, body) = request.into_parts();
     let (answer, out) = streams.send_request(Request::from_parts(head, ()), body.is_end_stream())?;
     let mut upload = JoinSet::new();
     if !body.is_end_stream() {
         // Most bodies are there, and go with the head.
-        let mut sending = Box::pin(send(body, out));
-        if poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await.is_pending() {
+        let mut sending = Sending::new(body, out);
+        if poll_fn(|context| Poll::Ready(Pin::new(&mut sending).poll(context))).await.is_pending() {
             upload.spawn(sending);
         }
     }

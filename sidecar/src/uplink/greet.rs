@@ -6,7 +6,6 @@ use bytes::Bytes;
 use h2::client::Connection;
 use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::rt::Executor;
 use moat_shared::{
     hello::{self, Hello},
     hint::Hint,
@@ -122,11 +121,11 @@ async fn start(stream: Secured, pulse: Pulse, tasks: &Owned) -> Result<(Sender, 
     let sender = Sender::new(streams, heard.clone(), Arc::clone(&closing));
     let pings = connection.ping_pong();
     let (tell, ended) = oneshot::channel();
-    tasks.execute(async move {
+    tasks.spawn(Box::pin(async move {
         let ended = drive(connection, pings.map(|pings| pulse.stops(pings, heard))).await;
         // Nobody may be left who wants to know.
         drop(tell.send(ended));
-    });
+    }));
     let standing = async move {
         tokio::select! {
             biased;

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use hyper::rt::Executor;
 use moat_shared::rt::{drain, drain::Trigger, exec::Owned};
 use moat_sidecar::{
     relay::{Relay, Timing},
@@ -89,8 +88,8 @@ impl Started {
         let (stop_relay, relay_drain) = drain::drain();
         let (stop_uplink, uplink_drain) = drain::drain();
         let tasks = Owned::default();
-        tasks.execute(relay.run(relay_drain));
-        tasks.execute(uplink.run(uplink_drain));
+        tasks.spawn(relay.run(relay_drain));
+        tasks.spawn(uplink.run(uplink_drain));
         Self { port, tunnel, stop_relay: Some(stop_relay), _stop_uplink: stop_uplink, tasks }
     }
 

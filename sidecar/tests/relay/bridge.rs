@@ -1,7 +1,6 @@
 //! The other end of the tunnel, real down to the socket, whose answers the test gives.
 
 use std::{
-    convert::Infallible,
     future::Future,
     io,
     path::PathBuf,
@@ -17,14 +16,15 @@ use futures_util::stream;
 use http::{Request, Response, request::Parts};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{body::Incoming, rt::Executor, service::service_fn};
-use hyper_util::rt::TokioIo;
 use moat_shared::{
     hello::Hello,
     id::RunId,
     plan::{Identity, Tunnel},
     rpc::OwnError,
-    rt::{self, exec::Owned},
+    rt::{
+        exec::Owned,
+        h2::{pulse::Pulse, received::Received, serve::serve},
+    },
     secret::Secret,
     tls, wire,
     wire::ErrorKind,
@@ -118,7 +118,7 @@ impl Bridge {
     pub(crate) fn start(&self) {
         let listener = UnixListener::bind(&self.path).unwrap();
         let server = self.server();
-        self.tasks.execute(async move {
+        self.tasks.spawn(async move {
             loop {
                 server.serve(listener.accept().await.unwrap().0);
             }
@@ -184,21 +184,13 @@ impl Server {
         let (tls, to_test, inner) = (self.tls.clone(), self.to_test.clone(), self.tasks.clone());
         let (hello, greeted) = (Arc::clone(&self.hello), Arc::clone(&self.greeted));
         let goodbye = Arc::clone(&self.goodbye);
-        self.tasks.execute(async move {
+        self.tasks.spawn(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
-            let service = service_fn(move |request| {
+            let service = move |request| {
                 let (to_test, hello, greeted) = (to_test.clone(), Arc::clone(&hello), Arc::clone(&greeted));
-                async move { Ok::<_, Infallible>(answer(request, &to_test, &hello, &greeted).await) }
-            });
-            let connection = rt::h2::bridge(inner).serve_connection(TokioIo::new(stream), service);
-            let mut connection = std::pin::pin!(connection);
-            let _ended = tokio::select! {
-                ended = connection.as_mut() => ended.is_ok(),
-                () = goodbye.notified() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await.is_ok()
-                }
+                async move { answer(request, &to_test, &hello, &greeted).await }
             };
+            let _ended = serve(stream, Pulse::USUAL, goodbye.notified(), &inner, service).await.is_ok();
         });
     }
 }
@@ -210,7 +202,7 @@ impl Drop for Bridge {
 }
 
 async fn answer(
-    request: Request<Incoming>,
+    request: Request<Received>,
     to_test: &mpsc::UnboundedSender<Call>,
     hello: &Mutex<Hello>,
     greeted: &Mutex<usize>,
@@ -245,7 +237,7 @@ fn whole(bytes: Vec<u8>) -> Body {
 /// A request that came through the tunnel.
 pub(crate) struct Call {
     pub(crate) head: Parts,
-    pub(crate) body: Option<Incoming>,
+    pub(crate) body: Option<Received>,
     reply: oneshot::Sender<Response<Body>>,
 }
 

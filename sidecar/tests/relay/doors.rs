@@ -220,7 +220,6 @@ async fn idle_connections_are_closed_in_the_end() {
 #[tokio::test]
 async fn http2_without_tls_is_spoken_too() {
     use http_body_util::{BodyExt, Full};
-    use hyper::rt::Executor;
     let mut rig = Rig::open().await;
     let stream = rig.agent().await.stream;
     let tasks = moat_shared::rt::exec::Owned::default();
@@ -228,7 +227,7 @@ async fn http2_without_tls_is_spoken_too() {
         hyper::client::conn::http2::handshake(tasks.clone(), hyper_util::rt::TokioIo::new(stream))
             .await
             .unwrap();
-    tasks.execute(async { drop(connection.await) });
+    tasks.spawn(async { drop(connection.await) });
     let request = |host: &str| {
         let uri = format!("http://{host}/mcp/notion");
         http::Request::post(uri).body(Full::new(bytes::Bytes::from_static(b"{\"id\":5}"))).unwrap()

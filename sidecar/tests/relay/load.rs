@@ -7,7 +7,7 @@ use std::{
 
 use http::Request;
 use http_body_util::Empty;
-use hyper::{client::conn::http2, rt::Executor};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use moat_shared::rt::exec::Owned;
 use tokio::task::JoinSet;
@@ -67,7 +67,7 @@ async fn ten_thousand_cancels_do_not_cost_the_tunnel() {
         .handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
         .await
         .unwrap();
-    tasks.execute(async { drop(connection.await) });
+    tasks.spawn(async { drop(connection.await) });
     let mut requests = JoinSet::new();
     for batch in 0..CANCELS / BATCH {
         for _ in 0..BATCH {

@@ -7,7 +7,8 @@ use std::{
 
 use ::h2::RecvStream;
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http::{HeaderMap, header::CONTENT_LENGTH};
+use http_body::{Body, Frame, SizeHint};
 
 use super::pulse::Heard;
 
@@ -17,13 +18,26 @@ use super::pulse::Heard;
 pub struct Received {
     stream: RecvStream,
     heard: Heard,
+    /// What is to come, if that was said.
+    left: Option<u64>,
 }
 
 impl Received {
     /// The body that this stream carries.
     pub fn new(stream: RecvStream, heard: Heard) -> Self {
         heard.note();
-        Self { stream, heard }
+        Self { stream, heard, left: None }
+    }
+
+    /// The same, as long as its head says: HTTP/2 holds whoever sends it to that (RFC 9113, section 8.1.1). Two lengths
+    /// are none.
+    #[must_use]
+    pub fn of_length(mut self, head: &HeaderMap) -> Self {
+        let mut lengths = head.get_all(CONTENT_LENGTH).iter();
+        if let (Some(length), None) = (lengths.next(), lengths.next()) {
+            self.left = length.to_str().ok().and_then(|length| length.parse().ok());
+        }
+        self
     }
 }
 
@@ -38,6 +52,7 @@ impl Body for Received {
         let this = &mut *self;
         if let Some(data) = ready!(this.stream.poll_data(context)?) {
             this.heard.note();
+            this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
             this.stream.flow_control().release_capacity(data.len())?;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
@@ -47,5 +62,9 @@ impl Body for Received {
 
     fn is_end_stream(&self) -> bool {
         self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::new, SizeHint::with_exact)
     }
 }

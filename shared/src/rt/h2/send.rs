@@ -5,62 +5,117 @@
 //!    │                                                  ├── the body is cut ──► RST_STREAM(INTERNAL_ERROR)
 //!    └── the other side resets the stream ──────────────┴──► over
 //! ```
+//!
+//! Whatever cut it, the code is the same: one that came from an upstream, say that it did not begin and may be asked
+//! again (RFC 9113, section 8.7), would be a lie about this stream.
 
-use std::{future::poll_fn, pin::pin};
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
 use ::h2::{Reason, SendStream};
-use bytes::Bytes;
+use bytes::Buf;
 use http_body::{Body, Frame};
 
 /// Sends a body to its end, or until the other side wants no more of it. One that is cut does not look complete.
-pub async fn send<B>(body: B, mut out: SendStream<Bytes>)
+#[derive(Debug)]
+#[must_use = "nothing is sent unless this is polled"]
+pub struct Sending<B: Body> {
+    body: B,
+    out: SendStream<B::Data>,
+    /// Taken from the body when there was no room for it; and whether it is the last.
+    waiting: Option<(B::Data, bool)>,
+}
+
+// The frame that waits is moved, never pinned.
+impl<B: Body + Unpin> Unpin for Sending<B> {}
+
+/// What comes next of a body.
+enum Next<D> {
+    Data(D, bool),
+    /// Nothing, and nothing more.
+    Over,
+}
+
+impl<B> Sending<B>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data: Buf + Default> + Unpin,
 {
-    let mut body = pin!(body);
-    loop {
-        let frame = tokio::select! {
-            biased;
-            _reset = poll_fn(|context| out.poll_reset(context)) => return,
-            frame = poll_fn(|context| body.as_mut().poll_frame(context).map(|frame| {
-                frame.map(|frame| frame.map(Frame::into_data).map_err(drop))
-            })) => frame,
-        };
-        let last = body.is_end_stream();
-        // An error means that the stream is over, or the tunnel: whoever waits for the answer hears of it.
-        let sent = match frame {
-            Some(Ok(Ok(data))) if data.is_empty() && !last => continue,
-            Some(Ok(Ok(data))) => match room(&mut out, data.len()).await {
-                Some(()) => out.send_data(data, last),
-                None => return,
-            },
-            Some(Ok(Err(frame))) => match frame.into_trailers() {
-                Ok(trailers) => {
-                    drop(out.send_trailers(trailers));
-                    return;
-                }
-                Err(_unknown) => continue,
-            },
-            Some(Err(())) => return out.send_reset(Reason::INTERNAL_ERROR),
-            None => {
-                drop(out.send_data(Bytes::new(), true));
-                return;
-            }
-        };
-        if last || sent.is_err() {
-            return;
+    /// This body, to this stream.
+    pub fn new(body: B, out: SendStream<B::Data>) -> Self {
+        Self { body, out, waiting: None }
+    }
+
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Next<B::Data>> {
+        if let Some((data, last)) = self.waiting.take() {
+            return Poll::Ready(Next::Data(data, last));
         }
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
+                // A body may be silent for hours: whoever resets its stream ends it at once.
+                let _reset = ready!(self.out.poll_reset(context));
+                return Poll::Ready(Next::Over);
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => {
+                    let last = self.body.is_end_stream();
+                    if data.has_remaining() || last {
+                        return Poll::Ready(Next::Data(data, last));
+                    }
+                }
+                Some(Ok(Err(frame))) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        // An error here and below means that the stream is over, or the tunnel: whoever waits for the
+                        // other half hears of it.
+                        drop(self.out.send_trailers(trailers));
+                        return Poll::Ready(Next::Over);
+                    }
+                }
+                Some(Err(_)) => {
+                    self.out.send_reset(Reason::INTERNAL_ERROR);
+                    return Poll::Ready(Next::Over);
+                }
+                None => return Poll::Ready(Next::Data(B::Data::default(), true)),
+            }
+        }
+    }
+
+    /// Is there room in the stream's window? No more is asked for than is needed to begin: what exceeds it waits in
+    /// HTTP/2's buffer, one piece at most. `None` when the stream is over.
+    fn room(&mut self, context: &mut Context<'_>) -> Poll<Option<()>> {
+        self.out.reserve_capacity(1);
+        while self.out.capacity() == 0 {
+            let Some(Ok(_)) = ready!(self.out.poll_capacity(context)) else { return Poll::Ready(None) };
+        }
+        Poll::Ready(Some(()))
     }
 }
 
-/// Waits for room in the stream's window, and does not ask for more than is needed to begin: what exceeds it waits in
-/// HTTP/2's buffer, one piece at most.
-async fn room(out: &mut SendStream<Bytes>, length: usize) -> Option<()> {
-    if length > 0 {
-        out.reserve_capacity(1);
-        while out.capacity() == 0 {
-            poll_fn(|context| out.poll_capacity(context)).await?.ok()?;
+impl<B> Future for Sending<B>
+where
+    B: Body<Data: Buf + Default> + Unpin,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        loop {
+            let Next::Data(data, last) = ready!(this.next(context)) else { return Poll::Ready(()) };
+            if data.has_remaining() {
+                match this.room(context) {
+                    Poll::Ready(Some(())) => {}
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Pending => {
+                        this.waiting = Some((data, last));
+                        return Poll::Pending;
+                    }
+                }
+            }
+            if this.out.send_data(data, last).is_err() || last {
+                return Poll::Ready(());
+            }
         }
     }
-    Some(())
 }
