@@ -177,6 +177,33 @@ async fn rapid_resets_cost_neither_the_tunnel_nor_the_bridge() {
     assert!(grown < 64 * 1024, "{grown} KiB");
 }
 
+/// Where many wait for their answers already, one that is cancelled with its request is not begun at all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancels_among_many_that_wait_are_not_begun() {
+    const WAIT: usize = 300;
+    let scene = Scene::new().await;
+    let mut enemy = scene.enemy(WINDOW).await;
+    for _ in 0..WAIT {
+        enemy.get("/mcp/up/hang", &[]).await.unwrap();
+    }
+    let upstream = &scene.upstream;
+    eventually("all of them wait", || upstream.open() >= WAIT).await;
+    let mut burst = Vec::new();
+    for _ in 0..100 {
+        let stream = enemy.stream();
+        let head = raw::head(b"\x82", "/mcp/up/cancelled", &[]);
+        burst.extend(raw::frame(HEADERS, END_HEADERS | END_STREAM, stream, &head));
+        burst.extend(raw::frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+    }
+    enemy.send(&burst).await.unwrap();
+    enemy.answers("/mcp/up/ok").await;
+    let trace = scene.house.root().join("runs").join(&scene.enemy.id).join("network.jsonl");
+    let lines = |what: &str| fs::read_to_string(&trace).unwrap_or_default().matches(what).count();
+    eventually("what was begun is in the trace", || lines("/ok\"") > 0).await;
+    // One may be parted from its cancel by how much is read at once.
+    assert!(lines("/cancelled") <= 2, "{} of 100 were begun", lines("/cancelled"));
+}
+
 /// CVE-2025-8671: the bridge is made to reset the streams itself, by frames that are errors of their stream alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_the_bridge_is_made_to_reset() {
