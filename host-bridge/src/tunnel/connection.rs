@@ -97,9 +97,8 @@ impl<D: Door> Connection<D> {
     async fn open(mut self, stream: TlsStream<Gulp<Stream>>, run: RunId, ticket: Option<Ticket>) {
         let (to_us, mut places) = mpsc::channel(1);
         let session = Session::new(Arc::clone(&self.shared), run.clone(), ticket.clone(), self.via, to_us);
+        // Nobody else has them, so whatever ends this ends every stream.
         let tasks = Owned::default();
-        // Declared before the connection and so dropped after it: whatever ends this ends every stream.
-        let _streams = tasks.abort_on_drop();
         let mut connection =
             Box::pin(serve(stream, Pulse::USUAL, self.drain.signalled(), &tasks, |request| {
                 session.serve(request)

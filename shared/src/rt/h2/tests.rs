@@ -84,7 +84,6 @@ where
     F: Future<Output = Answer> + Send + 'static,
 {
     let tasks = Owned::default();
-    let _streams = tasks.abort_on_drop();
     serve(io, Pulse::USUAL, close.notified(), &tasks, service).await
 }
 
