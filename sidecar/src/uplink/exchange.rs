@@ -89,7 +89,7 @@ where
     let mut upload = JoinSet::new();
     if !body.is_end_stream() {
         // Most bodies are there, and go with the head.
-        let mut sending = Sending::new(body, out);
+        let mut sending = Sending::new(body, out).with_head();
         if poll_fn(|context| Poll::Ready(Pin::new(&mut sending).poll(context))).await.is_pending() {
             upload.spawn(sending);
         }

@@ -19,6 +19,9 @@ use ::h2::{Reason, SendStream};
 use bytes::Buf;
 use http_body::{Body, Frame};
 
+/// Bytes of a body that go with a request's head.
+const WITH_HEAD: usize = 16 * 1024;
+
 /// Sends a body to its end, or until the other side wants no more of it. One that is cut does not look complete.
 #[derive(Debug)]
 #[must_use = "nothing is sent unless this is polled"]
@@ -27,6 +30,8 @@ pub struct Sending<B: Body> {
     out: SendStream<B::Data>,
     /// Taken from the body when there was no room for it; and whether it is the last.
     waiting: Option<(B::Data, bool)>,
+    /// Bytes that may go without asking for room.
+    at_once: usize,
 }
 
 // The frame that waits is moved, never pinned.
@@ -45,7 +50,13 @@ where
 {
     /// This body, to this stream.
     pub fn new(body: B, out: SendStream<B::Data>) -> Self {
-        Self { body, out, waiting: None }
+        Self { body, out, waiting: None, at_once: 0 }
+    }
+
+    /// A small one goes with the head of a request that was just sent, whose stream is not open by then and has no room.
+    /// HTTP/2 keeps back what the window does not take.
+    pub fn with_head(self) -> Self {
+        Self { at_once: WITH_HEAD, ..self }
     }
 
     fn next(&mut self, context: &mut Context<'_>) -> Poll<Next<B::Data>> {
@@ -82,9 +93,13 @@ where
         }
     }
 
-    /// Is there room in the stream's window? No more is asked for than is needed to begin: what exceeds it waits in
+    /// Is there room in the stream's window for so much? No more is asked for than is needed to begin: what exceeds it waits in
     /// HTTP/2's buffer, one piece at most. `None` when the stream is over.
-    fn room(&mut self, context: &mut Context<'_>) -> Poll<Option<()>> {
+    fn room(&mut self, length: usize, context: &mut Context<'_>) -> Poll<Option<()>> {
+        if let Some(left) = self.at_once.checked_sub(length) {
+            self.at_once = left;
+            return Poll::Ready(Some(()));
+        }
         self.out.reserve_capacity(1);
         while self.out.capacity() == 0 {
             let Some(Ok(_)) = ready!(self.out.poll_capacity(context)) else { return Poll::Ready(None) };
@@ -104,7 +119,7 @@ where
         loop {
             let Next::Data(data, last) = ready!(this.next(context)) else { return Poll::Ready(()) };
             if data.has_remaining() {
-                match this.room(context) {
+                match this.room(data.remaining(), context) {
                     Poll::Ready(Some(())) => {}
                     Poll::Ready(None) => return Poll::Ready(()),
                     Poll::Pending => {

@@ -2,7 +2,7 @@
 
 use std::{
     future::{pending, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -30,6 +30,7 @@ use tokio::{
 use super::{
     pulse::Pulse,
     received::Received,
+    send::Sending,
     serve::{Broken, serve},
     stream::Stream,
 };
@@ -295,6 +296,27 @@ async fn a_body_that_nobody_takes_is_not_asked_for_more() {
 }
 
 /// So that head and body leave in one write: both are queued before the connection has its turn.
+#[tokio::test]
+async fn a_request_that_is_there_needs_one_turn() {
+    let (ours, theirs) = duplex(1 << 16);
+    let bridge = super::bridge().handshake::<_, Bytes>(theirs);
+    let (here, there) = tokio::join!(client::handshake(ours), bridge);
+    let ((streams, here), mut there) = (here.unwrap(), there.unwrap());
+    let mut streams = streams.ready().await.unwrap();
+    let request = Request::post("http://bridge.moat/mcp/x").body(()).unwrap();
+    let (_answer, out) = streams.send_request(request, false).unwrap();
+    let mut sending = Sending::new(Full::new(Bytes::from_static(b"all of it")), out).with_head();
+    assert!(Pin::new(&mut sending).poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    let _here = JoinSet::from_iter([async { drop(here.await) }]);
+    let (request, _reply) = soon(there.accept()).await.unwrap().unwrap();
+    let serve = async { while there.accept().await.is_some() {} };
+    tokio::select! {
+        read = read(request.into_body()) => assert_eq!(read.unwrap(), "all of it"),
+        () = serve => panic!("the connection is over"),
+    }
+}
+
+/// So it is with an answer.
 #[tokio::test]
 async fn an_answer_that_is_there_needs_one_turn() {
     let (ours, theirs) = duplex(1 << 16);
