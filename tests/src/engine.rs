@@ -235,6 +235,11 @@ impl Engine {
             let _already_gone = daemon.kill();
             let _nobody_waits = daemon.wait();
         }
+        // Whoever tidies up after a container lives longer than the engine, and mounts what is unmounted below.
+        let over = || processes_of(&self.directory).is_empty().then_some(());
+        if eventually("the engine's helpers end", PATIENCE, over).is_err() {
+            left.push(format!("processes: {}", processes_of(&self.directory).join("; ")));
+        }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let ours = mounts.lines().filter_map(|line| line.split(' ').nth(1));
         for mount in ours.filter(|mount| Path::new(mount).starts_with(&self.directory)) {
@@ -249,6 +254,18 @@ impl Engine {
         }
         left
     }
+}
+
+/// The processes whose command line names something below `directory`, each with its number.
+fn processes_of(directory: &Path) -> Vec<String> {
+    let below = format!("{}/", directory.display());
+    let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let said = numbers.filter_map(|entry| {
+        let number: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let words = fs::read(entry.path().join("cmdline")).ok()?;
+        Some(format!("{number} {}", String::from_utf8_lossy(&words).replace('\0', " ")))
+    });
+    said.filter(|line| line.contains(&below)).collect()
 }
 
 /// Makes the root file system of [`IMAGE`].
