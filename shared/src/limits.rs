@@ -35,8 +35,9 @@ pub const FIRST_TUNNEL: Duration = Duration::from_secs(20);
 pub const FIRST_TUNNEL_OF_SEVERAL: Duration = Duration::from_secs(15);
 /// Silence on an open event stream after which the relay sends a comment (R20).
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Bytes of one stream that the relay holds for a reader that does not read.
-pub const STALLED_READER: usize = 1 << 20;
+/// Bytes of one stream that the relay holds for a reader that does not read. What its window lets through then comes on top:
+/// as much again.
+pub const STALLED_READER: usize = 256 * 1024;
 /// What may be read at once from a tunnel's socket, and held: frames of many streams.
 pub const TUNNEL_READ: usize = 64 * 1024;
 /// HTTP/2 pings on the tunnel: every so often ...

@@ -1,4 +1,4 @@
-//! What goes into the tunnel: an agent's request body, unchanged.
+//! What goes into the tunnel: an agent's request body, unchanged. And what a body is that comes out of it.
 //!
 //! Empty chunks are left out, because HTTP/2 ends a connection on which too many empty frames were seen; trailers are
 //! dropped (T8). A scanner notes the request's id and method in passing.
@@ -20,6 +20,18 @@ use moat_shared::rpc::{
     scan::{SCANNED, Scanner},
 };
 use tokio::time::timeout;
+
+/// A body of which a window's worth comes, at most, until what was taken is released (RFC 9113, section 5.2).
+pub(crate) trait Windowed: Body {
+    /// Was something taken that is not released?
+    fn is_withheld(&self) -> bool;
+
+    /// Makes room for as much as was taken.
+    ///
+    /// # Errors
+    /// As the body's own.
+    fn release(&mut self) -> Result<(), Self::Error>;
+}
 
 /// Bytes of a body that may as well be sent together with its head.
 const SMALL: u64 = 16 * 1024;

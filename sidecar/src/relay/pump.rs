@@ -1,17 +1,17 @@
 //! Carries one response from the tunnel to the agent's [`Queue`](super::queue::Queue), whether the agent reads or not.
 //!
 //! ```text
-//!             ┌─ bytes ──► push ─┐
-//! wait room ──┼─ silence ─► comment (event streams, between events: R20)
-//!    ▲        ├─ agent gone ──► drop the stream: RST_STREAM(CANCEL) (R17)
-//!    └────────┼─ end ──► complete
-//!             ├─ not complete, says the bridge ─► cut (T3)
-//!             └─ lost ─► last words, or cut (R18)
+//!        ┌─ bytes ──► push ──► room? ──► release: more may come
+//! wait ──┼─ silence ─► comment (event streams, between events: R20)
+//!   ▲    ├─ agent gone ──► drop the stream: RST_STREAM(CANCEL) (R17)
+//!   └────┼─ end ──► complete
+//!        ├─ not complete, says the bridge ─► cut (T3)
+//!        └─ lost ─► last words, or cut (R18)
 //! ```
 //!
-//! Reading eagerly matters: HTTP/2 charges unread small frames to the whole connection. Reading without bound does not:
-//! past [`STALLED_READER`](moat_shared::limits::STALLED_READER) the stream's own window holds the sender back, and a reader that takes nothing at all
-//! is given up, alone.
+//! All that comes is taken at once: what is left in HTTP/2 is charged to the whole connection, and a frame of a few bytes
+//! costs hundreds there. But past [`STALLED_READER`](moat_shared::limits::STALLED_READER) it is not released, so that the
+//! stream's own window holds the sender back; and a reader that takes nothing at all is given up, alone.
 
 use std::{
     ops::ControlFlow,
@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use moat_shared::wire;
 use tokio::time::{Instant, sleep_until};
@@ -31,6 +31,7 @@ use super::{
     lost::{Asked, EventStream},
     queue::{End, Queue, Stuck},
 };
+use crate::body::Windowed;
 
 const COMMENT: &[u8] = b":\n\n";
 /// For streams on which no comment may be written.
@@ -50,12 +51,12 @@ pub(crate) struct Pump<B> {
 enum Step<E> {
     Frame(Option<Result<Frame<Bytes>, E>>),
     Silence,
-    Gone,
+    Room(Result<(), Stuck>),
 }
 
 impl<B> Pump<B>
 where
-    B: Body<Data = Bytes> + Unpin,
+    B: Windowed<Data = Bytes> + Unpin,
 {
     /// Takes what came with the head, so that both leave in one write. The response is over when this breaks.
     pub(crate) fn take_first(&mut self) -> ControlFlow<()> {
@@ -69,10 +70,8 @@ where
     pub(crate) async fn run(mut self) {
         let mut heard = Instant::now();
         loop {
-            match self.queue.room(self.timing.stalled).await {
-                Ok(()) => {}
-                Err(Stuck::Gone) => return,
-                Err(Stuck::Stalled) => return self.queue.abandon(),
+            if self.queue.has_room() && self.body.release().is_err() {
+                return self.lost();
             }
             match self.step(heard).await {
                 Step::Frame(frame) => {
@@ -87,7 +86,9 @@ where
                     }
                     heard = Instant::now();
                 }
-                Step::Gone => return,
+                Step::Room(Ok(())) => {}
+                Step::Room(Err(Stuck::Gone)) => return,
+                Step::Room(Err(Stuck::Stalled)) => return self.queue.abandon(),
             }
         }
     }
@@ -120,13 +121,21 @@ where
     }
 
     async fn step(&mut self, heard: Instant) -> Step<B::Error> {
+        let withheld = self.body.is_withheld();
         let quiet = match &self.events {
-            Some(events) if events.between_events() => self.timing.keep_alive,
+            Some(events) if !withheld && events.between_events() => self.timing.keep_alive,
             _ => NEVER,
+        };
+        let room = async {
+            if withheld {
+                return self.queue.room(self.timing.stalled).await;
+            }
+            self.queue.gone().await;
+            Err(Stuck::Gone)
         };
         tokio::select! {
             biased;
-            () = self.queue.gone() => Step::Gone,
+            room = room => Step::Room(room),
             frame = self.body.frame() => Step::Frame(frame),
             () = sleep_until(heard + quiet) => Step::Silence,
         }
@@ -162,13 +171,62 @@ mod tests {
         relay::queue::{Reader, queue},
     };
     use http::Method;
+    use http_body::Body;
     use http_body_util::{Channel, Full, channel::Sender};
-    use std::convert::Infallible;
+    use moat_shared::limits;
+    use std::{convert::Infallible, task::ready};
     use test_case::test_case;
 
     const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
     type Tunnel = Sender<Bytes, &'static str>;
+
+    const WINDOW: usize = 64 * 1024;
+
+    /// What comes through a window.
+    struct ThroughWindow {
+        body: Channel<Bytes, &'static str>,
+        withheld: usize,
+        waker: Option<Waker>,
+    }
+
+    impl Body for ThroughWindow {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+            if self.withheld >= WINDOW {
+                self.waker = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+            if let Some(Ok(frame)) = &frame {
+                self.withheld += frame.data_ref().map_or(0, Bytes::len);
+            }
+            Poll::Ready(frame)
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.body.is_end_stream()
+        }
+    }
+
+    impl Windowed for ThroughWindow {
+        fn is_withheld(&self) -> bool {
+            self.withheld > 0
+        }
+
+        fn release(&mut self) -> Result<(), &'static str> {
+            self.withheld = 0;
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+            Ok(())
+        }
+    }
 
     async fn asked(method: Method, body: &'static str) -> Asked {
         let mut upload: Upload<Full<Bytes>> = Upload::new(Full::new(Bytes::from_static(body.as_bytes())));
@@ -179,6 +237,7 @@ mod tests {
 
     fn start(asked: Asked, events: bool) -> (Tunnel, Reader, impl Future<Output = ()>) {
         let (tunnel, body) = Channel::new(8);
+        let body = ThroughWindow { body, withheld: 0, waker: None };
         let (queue, reader) = queue();
         let events = events.then(EventStream::default);
         (tunnel, reader, Pump { body, queue, asked, events, timing: Timing::default() }.run())
@@ -291,6 +350,46 @@ mod tests {
         };
         tokio::join!(pump, feed);
         assert_eq!(read(reader).await, (String::new(), false));
+    }
+
+    /// A server may send an event byte by byte, and HTTP/2 holds hundreds of bytes for each of them that nobody takes.
+    #[tokio::test(start_paused = true)]
+    async fn all_that_the_window_lets_through_is_taken_however_small_its_pieces() {
+        const MOST: usize = limits::STALLED_READER + WINDOW;
+        let (mut tunnel, mut reader, pump) = start(asked(Method::GET, "").await, true);
+        let agent = async {
+            let piece = Bytes::from_static(b"data: 1234567\n\n\n");
+            for _ in 0..MOST / piece.len() {
+                tunnel.send_data(piece.clone()).await.unwrap();
+            }
+            // The channel holds eight, and nobody else any more.
+            let more = async {
+                for sent in 0.. {
+                    if let Err(_elapsed) =
+                        tokio::time::timeout(KEEP_ALIVE, tunnel.send_data(piece.clone())).await
+                    {
+                        return sent;
+                    }
+                }
+                0
+            };
+            assert!(more.await <= 8, "more than the window's worth");
+            let (mut taken, mut pieces) = (0, 0);
+            while taken < MOST {
+                taken += reader.frame().await.unwrap().unwrap().into_data().unwrap().len();
+                pieces += 1;
+            }
+            assert!(pieces < MOST / 1000, "{pieces} pieces");
+            // There is room again.
+            for _ in 0..WINDOW / piece.len() {
+                tunnel.send_data(piece.clone()).await.unwrap();
+            }
+        };
+        tokio::select! {
+            biased;
+            () = agent => {}
+            () = pump => panic!("the response is over"),
+        }
     }
 
     /// Half an hour, and nothing but comments: no part of the pump has a limit on silence.

@@ -105,6 +105,11 @@ impl Queue {
         self.0.state().length == 0
     }
 
+    /// May the sender send more?
+    pub(crate) fn has_room(&self) -> bool {
+        self.0.state().has_room()
+    }
+
     /// Waits until there is room. A reader that takes nothing for `patience` is stuck; one that reads slowly is not.
     pub(crate) async fn room(&self, patience: Duration) -> Result<(), Stuck> {
         loop {
@@ -114,7 +119,7 @@ impl Queue {
                 if state.gone {
                     return Err(Stuck::Gone);
                 }
-                if state.length < limits::STALLED_READER {
+                if state.has_room() {
                     return Ok(());
                 }
             }
@@ -160,6 +165,10 @@ impl Shared {
 }
 
 impl State {
+    fn has_room(&self) -> bool {
+        self.length < limits::STALLED_READER
+    }
+
     fn append(&mut self, bytes: Bytes) {
         self.length += bytes.len();
         let idle = self.chunks.is_empty() && self.tail.is_empty();

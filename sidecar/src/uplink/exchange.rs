@@ -23,7 +23,7 @@ use http_body_util::Full;
 use moat_shared::rt::h2::{pulse::Heard, received::Received, send::Sending};
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::body::Upload;
+use crate::body::{Upload, Windowed};
 
 /// Makes streams of one tunnel.
 #[derive(Debug, Clone)]
@@ -98,7 +98,8 @@ where
     Ok(answer.map(|stream| Incoming { body: Received::new(stream, heard), _upload: upload }))
 }
 
-/// An answer's body on its way out of the tunnel. With it goes what is left of the upload.
+/// An answer's body on its way out of the tunnel. With it goes what is left of the upload. More comes when what was taken
+/// is released.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     body: Received,
@@ -113,7 +114,7 @@ impl Body for Incoming {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        self.body.poll_withheld(context)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -121,12 +122,22 @@ impl Body for Incoming {
     }
 }
 
+impl Windowed for Incoming {
+    fn is_withheld(&self) -> bool {
+        self.body.is_withheld()
+    }
+
+    fn release(&mut self) -> Result<(), h2::Error> {
+        self.body.release()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use http_body_util::{BodyExt, Channel};
-    use std::future::pending;
-    use tokio::io::duplex;
+    use std::{future::pending, time::Duration};
+    use tokio::{io::duplex, time::timeout};
 
     #[tokio::test]
     async fn an_upload_ends_with_who_wants_its_answer() {
@@ -155,6 +166,42 @@ mod tests {
             () = ask => {}
             _ = here => panic!("the connection is over"),
             () = serve => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn more_comes_when_what_was_taken_is_released() {
+        const WINDOW: usize = 16;
+        let (ours, theirs) = duplex(1 << 16);
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(u32::try_from(WINDOW).unwrap());
+        let (here, there) = tokio::join!(builder.handshake(ours), h2::server::handshake(theirs));
+        let ((streams, here), mut there) = (here.unwrap(), there.unwrap());
+        let ask = async {
+            let mut streams = streams.ready().await.unwrap();
+            let request = Request::get("http://bridge.moat/mcp/notion").body(Full::default()).unwrap();
+            let mut body = ask(&mut streams, request, Heard::default()).await.unwrap().into_body();
+            for _ in 0..3 {
+                let mut taken = 0;
+                while taken < WINDOW {
+                    taken += body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+                }
+                assert_eq!(taken, WINDOW);
+                let soon = Duration::from_millis(50);
+                assert!(timeout(soon, body.frame()).await.is_err(), "more than a window");
+                body.release().unwrap();
+            }
+        };
+        let serve = async {
+            let (_request, mut reply) = there.accept().await.unwrap().unwrap();
+            let mut out = reply.send_response(Response::new(()), false).unwrap();
+            out.send_data(vec![0; 3 * WINDOW].into(), false).unwrap();
+            let _nothing = there.accept().await;
+        };
+        tokio::select! {
+            () = ask => {}
+            _ = here => panic!("the connection is over"),
+            () = serve => panic!("the connection is over"),
         }
     }
 

@@ -12,12 +12,14 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::pulse::Heard;
 
-/// Data, then trailers. What is taken makes room for more (RFC 9113, section 5.2); a stream that was reset is an error,
-/// however politely.
+/// Data, then trailers. What is taken makes room for more (RFC 9113, section 5.2), now or when it is said; a stream that
+/// was reset is an error, however politely.
 #[derive(Debug)]
 pub struct Received {
     stream: RecvStream,
     heard: Heard,
+    /// Bytes that were taken and have not made room so far.
+    withheld: usize,
     /// What is to come, if that was said.
     left: Option<u64>,
 }
@@ -26,7 +28,7 @@ impl Received {
     /// The body that this stream carries.
     pub fn new(stream: RecvStream, heard: Heard) -> Self {
         heard.note();
-        Self { stream, heard, left: None }
+        Self { stream, heard, withheld: 0, left: None }
     }
 
     /// The same, as long as its head says: HTTP/2 holds whoever sends it to that (RFC 9113, section 8.1.1). Two lengths
@@ -39,6 +41,42 @@ impl Received {
         }
         self
     }
+
+    /// Takes what came and makes no room for more: whoever does not pass it on, but takes it nonetheless, is sent a window's
+    /// worth at most.
+    ///
+    /// # Errors
+    /// As a body's.
+    pub fn poll_withheld(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ::h2::Error>>> {
+        if let Some(data) = ready!(self.stream.poll_data(context)?) {
+            self.heard.note();
+            self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+            self.withheld += data.len();
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let trailers = ready!(self.stream.poll_trailers(context)?);
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    /// Was something taken that has made no room?
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
+        self.withheld > 0
+    }
+
+    /// Makes room for as much as was taken.
+    ///
+    /// # Errors
+    /// As a body's.
+    pub fn release(&mut self) -> Result<(), ::h2::Error> {
+        match std::mem::take(&mut self.withheld) {
+            0 => Ok(()),
+            taken => self.stream.flow_control().release_capacity(taken),
+        }
+    }
 }
 
 impl Body for Received {
@@ -49,15 +87,9 @@ impl Body for Received {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ::h2::Error>>> {
-        let this = &mut *self;
-        if let Some(data) = ready!(this.stream.poll_data(context)?) {
-            this.heard.note();
-            this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
-            this.stream.flow_control().release_capacity(data.len())?;
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-        let trailers = ready!(this.stream.poll_trailers(context)?);
-        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+        let frame = ready!(self.poll_withheld(context));
+        self.release()?;
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
