@@ -14,6 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -22,7 +23,10 @@ use moat_shared::{
     id::{RunId, ServerName},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::timeout,
+};
 
 /// One exchange with an upstream: a line of `network.jsonl`. A stream has two: one when it starts, without
 /// `duration_ms`, and one when it ends.
@@ -237,6 +241,8 @@ pub(crate) struct Judged {
 pub(crate) enum Record {
     Exchange(RunId, Exchange),
     Audit(RunId, AuditLine),
+    /// No line: whoever waits is told when all lines before it are written.
+    Mark(oneshot::Sender<()>),
 }
 
 /// Hands records to the writer. Never waits.
@@ -244,6 +250,8 @@ pub(crate) enum Record {
 pub(crate) struct Recorder {
     queue: mpsc::Sender<Record>,
     losses: Arc<Losses>,
+    /// Somebody waits for the writer.
+    hurry: Arc<Notify>,
 }
 
 /// Records that were not written: how many since the start, and whose audit log has yet to say so.
@@ -273,13 +281,14 @@ impl Recorder {
     /// A recorder and the writer's end of its queue.
     pub(crate) fn new(capacity: usize) -> (Self, mpsc::Receiver<Record>) {
         let (queue, records) = mpsc::channel(capacity);
-        (Self { queue, losses: Arc::default() }, records)
+        (Self { queue, losses: Arc::default(), hurry: Arc::default() }, records)
     }
 
     /// A recorder and the task that writes for it. The task ends when the last recorder is dropped.
     pub(crate) fn with_writer(home: crate::home::Home) -> (Self, writer::Writer) {
         let (recorder, records) = Self::new(QUEUE);
-        let writer = writer::Writer::new(home, records, Arc::clone(&recorder.losses));
+        let (losses, hurry) = (Arc::clone(&recorder.losses), Arc::clone(&recorder.hurry));
+        let writer = writer::Writer::new(home, records, losses, hurry);
         (recorder, writer)
     }
 
@@ -292,6 +301,22 @@ impl Recorder {
     pub(crate) fn audit(&self, run: &RunId, event: AuditEvent) {
         let line = AuditLine { event, timestamp: Timestamp::now() };
         self.send(run, Record::Audit(run.clone(), line));
+    }
+
+    /// Waits until what was recorded so far is in its files. A disk that takes its time keeps nobody waiting beyond
+    /// [`PATIENCE`]: it is written all the same.
+    pub(crate) async fn written(&self) {
+        let (mark, written) = oneshot::channel();
+        let told = async {
+            // Without a writer nothing is written, which was logged.
+            if self.queue.send(Record::Mark(mark)).await.is_ok() {
+                self.hurry.notify_one();
+                drop(written.await);
+            }
+        };
+        if timeout(PATIENCE, told).await.is_err() {
+            tracing::warn!("the records are late: the disk is slow");
+        }
     }
 
     /// Records lost so far.
@@ -309,3 +334,5 @@ impl Recorder {
 
 /// Records that may wait for the writer; at a few hundred bytes each.
 const QUEUE: usize = 8192;
+/// How long the end of a run waits for its records.
+const PATIENCE: Duration = Duration::from_secs(2);

@@ -205,6 +205,8 @@ async fn answer(state: &State, drain: Drain, request: Request<Incoming>) -> Resu
         }
         (&Method::DELETE, ["v1", "runs", run]) => {
             state.registry.unregister(run_id(run)?, "its command ended it".to_owned()).await?;
+            // Whoever asks for the run's trace next finds all of it.
+            state.recorder.written().await;
             Ok(empty(StatusCode::NO_CONTENT))
         }
         (&Method::GET, ["v1", "runs", run, "policies"]) => {

@@ -140,6 +140,7 @@ impl Rig {
             match record {
                 Record::Exchange(_, exchange) => exchanges.push(exchange),
                 Record::Audit(_, line) => audit.push(line.event),
+                Record::Mark(_) => {}
             }
         }
         (exchanges, audit)

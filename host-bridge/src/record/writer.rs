@@ -1,15 +1,18 @@
 //! The one writer of every run's `network.jsonl` and `audit.jsonl`.
 //!
 //! It takes what has queued up, writes it with one call per file, and comes back for more. Before it does it lingers for
-//! [`LINGER`], because what a thread costs that is woken for each line is more than what the line costs. What cannot be written is counted; the run's audit log says so
-//! (`records.lost`) as soon as it can be written again.
+//! [`LINGER`], unless somebody waits, because what a thread costs that is woken for each line is more than what the line
+//! costs. What cannot be written is counted; the run's audit log says so (`records.lost`) as soon as it can be written again.
 
 use std::{collections::VecDeque, fs::File, io, io::Write, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use moat_shared::id::RunId;
 use serde::Serialize;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::timeout,
+};
 
 use super::{AuditEvent, AuditLine, Losses, Record};
 use crate::{
@@ -32,20 +35,28 @@ const OPEN_FILES: usize = 64;
 pub(crate) struct Writer {
     records: mpsc::Receiver<Record>,
     files: Files,
+    /// Somebody waits.
+    hurry: Arc<Notify>,
 }
 
 impl Writer {
-    pub(super) fn new(home: Home, records: mpsc::Receiver<Record>, losses: Arc<Losses>) -> Self {
-        Self { records, files: Files { home, open: VecDeque::new(), losses, spare: Vec::new() } }
+    pub(super) fn new(
+        home: Home,
+        records: mpsc::Receiver<Record>,
+        losses: Arc<Losses>,
+        hurry: Arc<Notify>,
+    ) -> Self {
+        let files = Files { home, open: VecDeque::new(), losses, spare: Vec::new() };
+        Self { records, files, hurry }
     }
 
     /// Writes until the last recorder is dropped and everything is written.
     pub(crate) async fn run(self) {
-        let Self { mut records, mut files } = self;
+        let Self { mut records, mut files, hurry } = self;
         let mut batch = Vec::with_capacity(BATCH);
         while records.recv_many(&mut batch, BATCH).await > 0 {
             if batch.len() < BATCH {
-                sleep(LINGER).await;
+                let _hurried = timeout(LINGER, hurry.notified()).await.is_ok();
                 while batch.len() < BATCH
                     && let Ok(record) = records.try_recv()
                 {
@@ -104,16 +115,17 @@ impl Files {
     fn write(&mut self, batch: &mut Vec<Record>) {
         self.confess();
         let mut sorted: Vec<Lines> = Vec::new();
-        let mut over = Vec::new();
+        let (mut over, mut marks) = (Vec::new(), Vec::new());
         for record in batch.drain(..) {
-            match &record {
-                Record::Exchange(run, exchange) => self.add(&mut sorted, run, Kind::Network, exchange),
+            match record {
+                Record::Exchange(run, exchange) => self.add(&mut sorted, &run, Kind::Network, &exchange),
                 Record::Audit(run, line) => {
-                    self.add(&mut sorted, run, Kind::Audit, line);
+                    self.add(&mut sorted, &run, Kind::Audit, &line);
                     if matches!(line.event, AuditEvent::RunUnregistered { .. }) {
-                        over.push(run.clone());
+                        over.push(run);
                     }
                 }
+                Record::Mark(mark) => marks.push(mark),
             }
         }
         for lines in &sorted {
@@ -121,6 +133,10 @@ impl Files {
                 self.losses.add(&lines.run, lines.count);
                 tracing::error!(run = %lines.run, %error, lost = lines.count, "records could not be written");
             }
+        }
+        for mark in marks {
+            // Who has stopped waiting needs no word.
+            let _heard = mark.send(()).is_ok();
         }
         self.open.retain(|open| !over.contains(&open.run));
         self.spare.extend(sorted.into_iter().map(|lines| lines.text).filter(|text| text.capacity() <= ROOM));
@@ -214,6 +230,24 @@ mod tests {
             serde_json::from_str::<serde_json::Value>(line).unwrap()["type"].as_str().unwrap().to_owned()
         };
         text.lines().map(kind).collect()
+    }
+
+    #[tokio::test]
+    async fn who_waits_finds_all_lines_in_the_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::at(directory.path());
+        let (recorder, writer) = Recorder::with_writer(home.clone());
+        let waits = async {
+            for count in 1..=20 {
+                recorder.audit(&run_id(1), event());
+                recorder.written().await;
+                assert_eq!(kinds(&home, &run_id(1)).len(), count);
+            }
+        };
+        tokio::select! {
+            () = waits => {}
+            () = writer.run() => panic!("the writer is over"),
+        }
     }
 
     #[tokio::test]
