@@ -245,7 +245,7 @@ pub(crate) enum Record {
     Mark(oneshot::Sender<()>),
 }
 
-/// Hands records to the writer. Never waits.
+/// Hands records to the writer. To record something never waits.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
     queue: mpsc::Sender<Record>,
