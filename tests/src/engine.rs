@@ -18,6 +18,7 @@ use nix::{
 use crate::{
     Outcome, Trouble,
     clock::eventually,
+    processes,
     rig::{Ran, binary},
     trouble::ensure,
 };
@@ -236,9 +237,10 @@ impl Engine {
             let _nobody_waits = daemon.wait();
         }
         // Whoever tidies up after a container lives longer than the engine, and mounts what is unmounted below.
-        let over = || processes_of(&self.directory).is_empty().then_some(());
+        let below = format!("{}/", self.directory.display());
+        let over = || processes::marked(&below).is_empty().then_some(());
         if eventually("the engine's helpers end", PATIENCE, over).is_err() {
-            left.push(format!("processes: {}", processes_of(&self.directory).join("; ")));
+            left.extend(processes::marked(&below).into_iter().map(processes::named));
         }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let ours = mounts.lines().filter_map(|line| line.split(' ').nth(1));
@@ -254,18 +256,6 @@ impl Engine {
         }
         left
     }
-}
-
-/// The processes whose command line names something below `directory`, each with its number.
-fn processes_of(directory: &Path) -> Vec<String> {
-    let below = format!("{}/", directory.display());
-    let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let said = numbers.filter_map(|entry| {
-        let number: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let words = fs::read(entry.path().join("cmdline")).ok()?;
-        Some(format!("{number} {}", String::from_utf8_lossy(&words).replace('\0', " ")))
-    });
-    said.filter(|line| line.contains(&below)).collect()
 }
 
 /// Makes the root file system of [`IMAGE`].

@@ -25,6 +25,7 @@ pub mod needles;
 pub mod parts;
 pub mod pki;
 pub mod place;
+mod processes;
 pub mod quirks;
 pub mod relay;
 pub mod rig;

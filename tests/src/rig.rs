@@ -29,6 +29,7 @@ use crate::{
     inside::Inside,
     pki::Authority,
     place::Place,
+    processes,
     trouble::ensure,
 };
 
@@ -401,7 +402,7 @@ impl Rig {
         let text = fs::read_to_string(self.home().join("proxy/daemon.lock")).ok()?;
         let lock: Value = serde_json::from_str(&text).ok()?;
         let pid = Pid::from_raw(i32::try_from(lock["pid"].as_i64()?).ok()?);
-        self.owns(pid).then_some(pid)
+        processes::carries(pid, &self.mark).then_some(pid)
     }
 
     /// Ends the bridge at once, as a crash would.
@@ -411,7 +412,9 @@ impl Rig {
     pub fn kill_bridge(&self) -> Outcome<Pid> {
         let pid = self.bridge().ok_or_else(|| Trouble::new("no bridge to kill"))?;
         kill(pid, Signal::SIGKILL)?;
-        eventually("the killed bridge is gone", PATIENCE, || (!self.owns(pid)).then_some(()))?;
+        eventually("the killed bridge is gone", PATIENCE, || {
+            (!processes::carries(pid, &self.mark)).then_some(())
+        })?;
         Ok(pid)
     }
 
@@ -457,21 +460,7 @@ impl Rig {
     /// The processes of this rig.
     #[must_use]
     pub fn processes(&self) -> Vec<Pid> {
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.map(Pid::from_raw).filter(|&pid| self.owns(pid)).collect()
-    }
-
-    /// Does this process carry the rig's mark in environment, arguments or working directory?
-    fn owns(&self, pid: Pid) -> bool {
-        let directory = PathBuf::from(format!("/proc/{pid}"));
-        let holds = |name: &str| {
-            let bytes = fs::read(directory.join(name)).unwrap_or_default();
-            memchr::memmem::find(&bytes, self.mark.as_bytes()).is_some()
-        };
-        let cwd = fs::read_link(directory.join("cwd")).unwrap_or_default();
-        pid != Pid::this()
-            && (holds("environ") || holds("cmdline") || cwd.to_string_lossy().contains(&self.mark))
+        processes::marked(&self.mark)
     }
 
     /// Asks every process of the rig to end, the bridge last, removes all files, and says which had to be killed.
@@ -508,11 +497,8 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let name = |pid: Pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            format!("{pid} {}", String::from_utf8_lossy(&line).replace('\0', " "))
-        };
-        let before: Vec<(Pid, String)> = self.processes().into_iter().map(|pid| (pid, name(pid))).collect();
+        let before: Vec<(Pid, String)> =
+            self.processes().into_iter().map(|pid| (pid, processes::named(pid))).collect();
         let left = self.end();
         let _left_for_the_next_cleaning = fs::remove_dir_all(&self.workspace);
         let gone = || self.containers().is_empty().then_some(());
