@@ -1,7 +1,8 @@
 //! Builds the static sidecar and hands its path to `include_bytes!`, so that `moat` is one file to install.
 //!
 //! `MOAT_SIDECAR=<path>` embeds that file instead. `MOAT_SIDECAR_ALSO=<architecture>` builds and embeds a second one, for
-//! sandboxes of another architecture; a path in it embeds that file. Commit and time of the build go to `moat version`.
+//! sandboxes of another architecture; a path in it embeds that file. A profile (`-Cprofile-generate`, `-Cprofile-use`) that
+//! `moat` is built with is the sidecar's as well. Commit and time of the build go to `moat version`.
 #![expect(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
 use std::{
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-env-changed=MOAT_SIDECAR");
     println!("cargo::rerun-if-env-changed=MOAT_SIDECAR_ALSO");
     println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
+    println!("cargo::rerun-if-env-changed=CARGO_ENCODED_RUSTFLAGS");
     provenance();
     match files() {
         Ok(files) => {
@@ -156,7 +158,7 @@ fn build(workspace: &Path, out: &Path, architecture: &str) -> Result<PathBuf, St
             cargo.env_remove(&name);
         }
     }
-    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags().join("\x1f"));
     let linker = format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"));
     if is_foreign(architecture) && env::var_os(&linker).is_none() {
         // As Debian and Fedora name their cross compilers.
@@ -171,6 +173,25 @@ fn build(workspace: &Path, out: &Path, architecture: &str) -> Result<PathBuf, St
     }
     let built = target.join(&triple).join("sidecar").join("moat-sidecar");
     if built.is_file() { Ok(built) } else { Err(format!("{} is missing", built.display())) }
+}
+
+/// The sidecar's own flags: a static file, and the profile that `moat` itself is built with or writes.
+fn flags() -> Vec<String> {
+    let outer = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let profile = outer.split('\x1f').filter(|flag| flag.starts_with("-Cprofile-"));
+    let mut flags: Vec<String> = profile.map(str::to_owned).collect();
+    let has = |name: &str, flags: &[String]| flags.iter().any(|flag| flag.starts_with(name));
+    // What the profile saw once, at the start, is small. By itself LLVM thinks of that in large programs only.
+    if has("-Cprofile-use", &flags) {
+        flags.push("-Cllvm-args=-pgso-lwss-only=false".to_owned());
+    }
+    // Counters keep code that is never called, and of that some is in no static C library. Such a sidecar runs here only.
+    if !has("-Cprofile-generate", &flags) {
+        flags.push("-Ctarget-feature=+crt-static".to_owned());
+    }
+    // The table by which an unwinder finds its way: a panic aborts.
+    flags.push("-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned());
+    flags
 }
 
 /// Does this machine need a cross compiler for it?

@@ -28,6 +28,7 @@ pub mod place;
 mod processes;
 pub mod quirks;
 pub mod relay;
+pub mod release;
 pub mod rig;
 pub mod seen;
 pub mod suite;

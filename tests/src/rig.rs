@@ -78,12 +78,19 @@ pub fn binary(name: &str) -> Outcome<PathBuf> {
     path.ok_or_else(|| Trouble::new(format!("{name} has not been built")))
 }
 
+/// The `moat` of all rigs.
+static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+
+/// Has all rigs use this `moat`, unless one has been built or named before.
+pub fn use_moat(path: PathBuf) {
+    BUILT.get_or_init(|| Ok(path));
+}
+
 /// The `moat` of this build; builds it first, once, unless `MOAT_BIN` names one.
 ///
 /// # Errors
 /// When it cannot be built.
 pub fn moat_binary() -> Outcome<PathBuf> {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(|| build_moat().map_err(|trouble| trouble.to_string())).clone().map_err(Trouble::new)
 }
 
@@ -92,8 +99,7 @@ fn build_moat() -> Outcome<PathBuf> {
         return Ok(given.into());
     }
     let directory = binaries().ok_or_else(|| Trouble::new("where is this binary?"))?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
+    let mut build = cargo();
     // Both packages, so that the features are those of the build that made this binary.
     build.args(["build", "--quiet", "--locked", "--package", "moat-tests", "--package", "moat-host-bridge"]);
     build.args(["--bin", "moat", "--bin", "moat-fixture-client", "--bin", "moat-fixture-model"]);
@@ -101,17 +107,24 @@ fn build_moat() -> Outcome<PathBuf> {
         build.arg("--release");
     }
     let target = directory.parent().unwrap_or(&directory);
-    build.arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
-    // `cargo run` and `cargo test` tell us which package we are. Told to cargo again, that changes the fingerprint of
-    // build scripts that read it (ring's), and everything would be built anew, each time that one follows the other.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_a_package(&name.to_string_lossy())) {
-        build.env_remove(name);
-    }
-    let output = build.output()?;
+    let output = build.arg("--target-dir").arg(target).stdin(Stdio::null()).output()?;
     ensure(output.status.success(), || {
         format!("moat cannot be built:\n{}", String::from_utf8_lossy(&output.stderr))
     })?;
     Ok(directory.join("moat"))
+}
+
+/// Cargo in this workspace, as if a person had called it.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // `cargo run` and `cargo test` tell us which package we are. Told to cargo again, that changes the fingerprint of
+    // build scripts that read it (ring's), and everything would be built anew, each time that one follows the other.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_a_package(&name.to_string_lossy())) {
+        cargo.env_remove(name);
+    }
+    cargo
 }
 
 /// Does cargo set this variable for what it runs, by what that is?

@@ -26,23 +26,38 @@ mod target;
 mod upstream;
 mod wire;
 
-use std::process::ExitCode;
+use std::{
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
 
-use moat_tests::{Outcome, measure::Machine, rig::Rig};
+use moat_tests::{
+    Outcome,
+    measure::{Machine, Others},
+    release,
+    rig::{self, Rig},
+    trouble::ensure,
+};
 
 use self::{
-    options::{INSTRUCTIONS, Options},
+    options::{BUILD, INSTRUCTIONS, Options},
     ours::Home,
     report::Report,
     upstream::Upstream,
 };
 
+/// This program as what trains an instrumented `moat`, which `MOAT_BIN` names.
+const TRAINING: &str = "__training";
+
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    let outcome = if arguments.first().is_some_and(|first| first == upstream::ROLE) {
-        upstream::serve(&arguments.split_off(1)).map(|()| true)
-    } else {
-        run(arguments)
+    let outcome = match arguments.first().map(String::as_str) {
+        Some(upstream::ROLE) => upstream::serve(&arguments.split_off(1)).map(|()| true),
+        Some(TRAINING) => {
+            let trained = Options::training().and_then(|options| measure(&options, &mut Report::default()));
+            trained.map(|_others| true)
+        }
+        _ => run(arguments),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -61,33 +76,54 @@ fn complain(trouble: &str) {
 
 fn run(arguments: Vec<String>) -> Outcome<bool> {
     let Some(options) = Options::parse(arguments.into_iter())? else { return Ok(true) };
-    let files = tempfile::Builder::new().prefix("mp-").tempdir_in("/tmp")?;
-    let rig = Rig::new()?;
-    let upstream = Upstream::start(&rig.authority, files.path())?;
+    let guided = || release::guided(train, |step| options.say(step));
+    if options.wants(BUILD) {
+        options.say(&guided()?.display().to_string());
+        return Ok(true);
+    }
+    if std::env::var_os("MOAT_BIN").is_none() {
+        rig::use_moat(if options.is_plain() { release::plain()? } else { guided()? });
+    }
     let mut report = Report::default();
-    let machine = Machine::now(&[upstream.pid()])?;
-    if options.wants("calls") || options.wants("streams") || options.wants("bodies") {
-        let rig = Rig::new()?;
-        side_by_side(&options, rig, &mut report)?;
-    }
-    let home = Home::new(rig, &upstream)?;
-    if options.wants("idle") {
-        idle::run(&options, &home, &upstream, &mut report)?;
-    }
-    if options.wants("footprint") {
-        footprint::run(&options, &home, &upstream, &mut report)?;
-    }
-    drop(home);
-    if options.wants(INSTRUCTIONS) {
-        instructions::run(&options, &mut report)?;
-    }
-    let others = machine.others(&[upstream.pid()])?;
+    let others = measure(&options, &mut report)?;
     if options.json {
         print(&serde_json::to_string_pretty(&report.json(others))?);
     } else {
         options.say(&report.text(others));
     }
     Ok(report.kept())
+}
+
+/// Has a `moat` go through what is measured.
+fn train(moat: &Path) -> Outcome {
+    let mut training = Command::new(std::env::current_exe()?);
+    training.arg(TRAINING).env("MOAT_BIN", moat).stdin(Stdio::null());
+    let status = training.status()?;
+    ensure(status.success(), || format!("{} could not be trained ({status})", moat.display()))
+}
+
+/// Measures what is to be measured; what others used of the machine meanwhile.
+fn measure(options: &Options, report: &mut Report) -> Outcome<Others> {
+    let files = tempfile::Builder::new().prefix("mp-").tempdir_in("/tmp")?;
+    let rig = Rig::new()?;
+    let upstream = Upstream::start(&rig.authority, files.path())?;
+    let machine = Machine::now(&[upstream.pid()])?;
+    if options.wants("calls") || options.wants("streams") || options.wants("bodies") {
+        let rig = Rig::new()?;
+        side_by_side(options, rig, report)?;
+    }
+    let home = Home::new(rig, &upstream)?;
+    if options.wants("idle") {
+        idle::run(options, &home, &upstream, report)?;
+    }
+    if options.wants("footprint") {
+        footprint::run(options, &home, &upstream, report)?;
+    }
+    drop(home);
+    if options.wants(INSTRUCTIONS) {
+        instructions::run(options, report)?;
+    }
+    machine.others(&[upstream.pid()])
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are this program's output")]

@@ -8,13 +8,14 @@ use moat_tests::{Outcome, Trouble};
 const HELP: &str =
     "cargo bench-relay [PART...] [OPTION...]: ours and what a user would take instead, in one run, in turns
 
-parts (all but the last, unless some are named)
+parts (all but the last two, unless some are named)
   calls         short tools/call from 1, 32 and 200 clients: latency and throughput
   streams       how late the first event of an answer is
   idle          thousands of idle event streams through one tunnel: memory, and what keeping them alive costs
   bodies        large answers through the credential scan
   footprint     size, resident memory, start of either end; a thousand runs
   instructions  instructions of one tools/call under callgrind, against tests/instructions.json
+  build         the moat that is measured, without measuring it: what `cargo build-release` does
 
 options
   --rounds N    rounds in which every target has its turn (default 7)
@@ -25,9 +26,13 @@ options
   --brief       few starts, no wait for comments: to see that it works
   --keep        for `instructions`: write the numbers down as the new ones
   --profiles D  for `instructions`: leave callgrind's files in this directory
+  --plain       measure what `cargo install` builds, and not what is released: no profile is made for it
   --json        figures for programs
   --verbose     every sample as it comes
   --help        this
+
+What is measured is what is released, built by a profile; it is built first, which takes minutes when its source has changed.
+Instructions are counted in a plain build. MOAT_BIN names another moat, and nothing is built.
 
 The exit code is 1 when a bound was missed. Times mean nothing on a busy machine, ratios within a run do.";
 
@@ -43,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) brief: bool,
     pub(crate) keep: bool,
     pub(crate) profiles: Option<PathBuf>,
+    pub(crate) plain: bool,
     pub(crate) json: bool,
     pub(crate) verbose: bool,
 }
@@ -51,6 +57,8 @@ pub(crate) struct Options {
 pub(crate) const PARTS: [&str; 5] = ["calls", "streams", "idle", "bodies", "footprint"];
 /// Measured when it is named.
 pub(crate) const INSTRUCTIONS: &str = "instructions";
+/// Builds what is measured.
+pub(crate) const BUILD: &str = "build";
 
 impl Options {
     /// Reads the arguments; `None` when help was asked for, which has been given.
@@ -65,6 +73,7 @@ impl Options {
             brief: false,
             keep: false,
             profiles: None,
+            plain: false,
             json: false,
             verbose: false,
         };
@@ -88,16 +97,37 @@ impl Options {
                 "--brief" => options.brief = true,
                 "--keep" => options.keep = true,
                 "--profiles" => options.profiles = Some(value()?.into()),
+                "--plain" => options.plain = true,
                 "--json" => options.json = true,
                 "--verbose" => options.verbose = true,
-                part if PARTS.contains(&part) || part == INSTRUCTIONS => options.parts.push(part.to_owned()),
+                part if PARTS.contains(&part) || [INSTRUCTIONS, BUILD].contains(&part) => {
+                    options.parts.push(part.to_owned());
+                }
                 unknown => return Err(Trouble::new(format!("what is {unknown:?}?\n\n{HELP}"))),
             }
         }
         if options.parts.is_empty() {
             options.parts = PARTS.map(str::to_owned).to_vec();
         }
+        if let Some(alone) = [INSTRUCTIONS, BUILD].into_iter().find(|part| options.wants(part))
+            && options.parts.len() > 1
+        {
+            return Err(Trouble::new(format!("{alone} stands for itself: ask for it without other parts")));
+        }
         Ok(Some(options))
+    }
+
+    /// What an instrumented `moat` is put to, so that the profile knows where its time goes: ours alone, everything a little.
+    pub(crate) fn training() -> Outcome<Self> {
+        let arguments =
+            ["calls", "streams", "bodies", "idle", "--streams", "500", "--only", "moat", "--rounds", "2"];
+        let options = Self::parse(arguments.into_iter().map(str::to_owned))?;
+        options.ok_or_else(|| Trouble::new("help was not asked for"))
+    }
+
+    /// Is this about a `moat` without a profile?
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain || self.wants(INSTRUCTIONS)
     }
 
     /// Is this part to be measured?
