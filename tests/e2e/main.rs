@@ -43,10 +43,17 @@ mod streaming;
 mod strict;
 mod upkeep;
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use moat_tests::{Outcome, engine, parts::Part, place::Place};
+use moat_tests::{Outcome, engine, listen, parts::Part, place::Place};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Has a person had enough? No further test begins then; those that run clean up after themselves, as always.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// One test.
 struct Test {
@@ -70,6 +77,7 @@ impl Test {
     fn trial(&self, name: String, place: Place, arguments: &Arguments) -> Trial {
         let run = self.run;
         let run = move || {
+            moat_tests::trouble::ensure(!INTERRUPTED.load(Ordering::Relaxed), || "interrupted".to_owned())?;
             place.go();
             run()
         };
@@ -223,6 +231,10 @@ fn main() -> ExitCode {
         say(&trouble.to_string());
         return ExitCode::FAILURE;
     }
+    if let Err(trouble) = heed_interruptions() {
+        say(&trouble.to_string());
+        return ExitCode::FAILURE;
+    }
     let required = std::env::var_os("MOAT_TESTS_REQUIRE").is_some_and(|value| value == "all");
     let subjects = [
         ("fixtures", fixtures::TESTS),
@@ -301,6 +313,28 @@ fn main() -> ExitCode {
     }
     say(&format!("left by an engine: {left:?}"));
     ExitCode::FAILURE
+}
+
+/// From here on an interruption is a way to end, not an end in the middle; the second one is.
+fn heed_interruptions() -> Outcome {
+    let runtime = listen::runtime()?;
+    let _context = runtime.enter();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    runtime.spawn(async move {
+        for patient in [true, false] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if patient {
+                INTERRUPTED.store(true, Ordering::Relaxed);
+                say("interrupted: what has begun is brought to its end; once more leaves it as it is");
+            }
+        }
+        #[expect(clippy::exit, reason = "asked for twice, with tests on every thread")]
+        std::process::exit(130);
+    });
+    Ok(())
 }
 
 /// What is here, asked once.
