@@ -158,7 +158,7 @@ fn build(workspace: &Path, out: &Path, architecture: &str) -> Result<PathBuf, St
             cargo.env_remove(&name);
         }
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags().join("\x1f"));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags());
     let linker = format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"));
     if is_foreign(architecture) && env::var_os(&linker).is_none() {
         // As Debian and Fedora name their cross compilers.
@@ -175,23 +175,22 @@ fn build(workspace: &Path, out: &Path, architecture: &str) -> Result<PathBuf, St
     if built.is_file() { Ok(built) } else { Err(format!("{} is missing", built.display())) }
 }
 
-/// The sidecar's own flags: a static file, and the profile that `moat` itself is built with or writes.
-fn flags() -> Vec<String> {
+/// The sidecar's own flags, as cargo encodes them: a static file, and the profile that `moat` itself is built with or writes.
+fn flags() -> String {
     let outer = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
     let profile = outer.split('\x1f').filter(|flag| flag.starts_with("-Cprofile-"));
-    let mut flags: Vec<String> = profile.map(str::to_owned).collect();
-    let has = |name: &str, flags: &[String]| flags.iter().any(|flag| flag.starts_with(name));
+    // The table by which an unwinder finds its way: a panic aborts.
+    let mut flags = vec!["-Clink-arg=-Wl,--no-eh-frame-hdr"];
+    flags.extend(profile);
     // What the profile saw once, at the start, is small. By itself LLVM thinks of that in large programs only.
-    if has("-Cprofile-use", &flags) {
-        flags.push("-Cllvm-args=-pgso-lwss-only=false".to_owned());
+    if outer.contains("-Cprofile-use") {
+        flags.push("-Cllvm-args=-pgso-lwss-only=false");
     }
     // Counters keep code that is never called, and of that some is in no static C library. Such a sidecar runs here only.
-    if !has("-Cprofile-generate", &flags) {
-        flags.push("-Ctarget-feature=+crt-static".to_owned());
+    if !outer.contains("-Cprofile-generate") {
+        flags.push("-Ctarget-feature=+crt-static");
     }
-    // The table by which an unwinder finds its way: a panic aborts.
-    flags.push("-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned());
-    flags
+    flags.join("\x1f")
 }
 
 /// Does this machine need a cross compiler for it?

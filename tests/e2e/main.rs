@@ -49,7 +49,7 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use moat_tests::{Outcome, engine, listen, parts::Part, place::Place};
+use moat_tests::{Outcome, engine, listen, parts::Part, place::Place, trouble::ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Has a person had enough? No further test begins then; those that run clean up after themselves, as always.
@@ -77,7 +77,7 @@ impl Test {
     fn trial(&self, name: String, place: Place, arguments: &Arguments) -> Trial {
         let run = self.run;
         let run = move || {
-            moat_tests::trouble::ensure(!INTERRUPTED.load(Ordering::Relaxed), || "interrupted".to_owned())?;
+            ensure(!INTERRUPTED.load(Ordering::Relaxed), || "interrupted".to_owned())?;
             place.go();
             run()
         };
@@ -321,16 +321,16 @@ fn heed_interruptions() -> Outcome {
     let _context = runtime.enter();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     runtime.spawn(async move {
-        for patient in [true, false] {
+        let mut asked = async || {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if patient {
-                INTERRUPTED.store(true, Ordering::Relaxed);
-                say("interrupted: what has begun is brought to its end; once more leaves it as it is");
-            }
-        }
+        };
+        asked().await;
+        INTERRUPTED.store(true, Ordering::Relaxed);
+        say("interrupted: what has begun is brought to its end; once more leaves it as it is");
+        asked().await;
         #[expect(clippy::exit, reason = "asked for twice, with tests on every thread")]
         std::process::exit(130);
     });

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "a benchmark prints")]
 fn complain(trouble: &str) {
-    eprintln!("the benchmark could not be carried out: {trouble}");
+    eprintln!("it could not be carried out: {trouble}");
 }
 
 fn run(arguments: Vec<String>) -> Outcome<bool> {
@@ -98,6 +98,8 @@ fn run(arguments: Vec<String>) -> Outcome<bool> {
 fn train(moat: &Path) -> Outcome {
     let mut training = Command::new(std::env::current_exe()?);
     training.arg(TRAINING).env("MOAT_BIN", moat).stdin(Stdio::null());
+    // Its own sidecar, and its counters where they were told to be.
+    training.env_remove("MOAT_SIDECAR").env_remove("LLVM_PROFILE_FILE");
     let status = training.status()?;
     ensure(status.success(), || format!("{} could not be trained ({status})", moat.display()))
 }
@@ -135,7 +137,7 @@ fn print(text: &str) {
 fn side_by_side(options: &Options, rig: Rig, report: &mut Report) -> Outcome {
     let files = tempfile::Builder::new().prefix("mp-").tempdir_in("/tmp")?;
     let upstream = Upstream::start(&rig.authority, files.path())?;
-    let peers = peers::start(&rig.authority, &upstream, files.path())?;
+    let peers = peers::start(options, &rig.authority, &upstream, files.path())?;
     report.missing(&peers.missing);
     let home = Home::new(rig, &upstream)?;
     let (bridge, _) = home.bridge()?;

@@ -19,6 +19,7 @@ use moat_tests::{Outcome, Trouble, pki::Authority, rig::target_directory};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::{
+    options::Options,
     target::{Process, Target, answers, free_port},
     upstream::{CREDENTIAL, Upstream},
 };
@@ -36,8 +37,13 @@ pub(crate) struct Peers {
     pub(crate) missing: Vec<&'static str>,
 }
 
-/// Starts all of them. Their files go into `directory`.
-pub(crate) fn start(authority: &Authority, upstream: &Upstream, directory: &Path) -> Outcome<Peers> {
+/// Starts those that are to be measured. Their files go into `directory`.
+pub(crate) fn start(
+    options: &Options,
+    authority: &Authority,
+    upstream: &Upstream,
+    directory: &Path,
+) -> Outcome<Peers> {
     authority.write_pem(&directory.join("ca.pem"))?;
     authority.write_server(&["localhost"], &directory.join("hop.pem"), &directory.join("hop.key"))?;
     let mut peers = Peers { here: vec![direct(authority, upstream)?], missing: Vec::new() };
@@ -52,7 +58,7 @@ pub(crate) fn start(authority: &Authority, upstream: &Upstream, directory: &Path
         ("envoy", "envoy/envoy/_bin/envoy", envoy),
         ("mcp-proxy", "mcp-proxy/bin/mcp-proxy", mcp_proxy),
     ];
-    for (name, place, start) in known {
+    for (name, place, start) in known.into_iter().filter(|(name, _, _)| options.includes(name)) {
         match find(if name == NGINX_FEW { "nginx" } else { name }, place) {
             Some(program) => peers.here.push(start(&program, directory, upstream)?),
             None => peers.missing.push(name),
