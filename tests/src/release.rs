@@ -21,8 +21,7 @@ use crate::{Outcome, Trouble, rig, trouble::ensure};
 
 /// The first LLVM that reads what rustc's instrumentation writes, a raw profile of version 10.
 const LLVM: u32 = 19;
-const REMEDY: &str =
-    "rustup component add llvm-tools, or install your distribution's LLVM (Debian: apt-get install llvm-19)";
+const REMEDY: &str = "rustup component add llvm-tools, install your distribution's LLVM (Debian: apt-get install llvm-19), or name one in LLVM_PROFDATA";
 
 /// Builds it. `train` is given the instrumented `moat` and must put it, and the sidecar that it carries, to work; `tell`
 /// says what is going on.
@@ -50,7 +49,7 @@ pub fn guided(train: impl FnOnce(&Path) -> Outcome, tell: impl Fn(&str)) -> Outc
         step("its training");
         clear(&raw)?;
         train(&counting)?;
-        let written = fs::read_dir(&raw)?.count();
+        let written = fs::read_dir(&raw).map_or(0, Iterator::count);
         ensure(written >= 2, || {
             format!("{}: of the bridge and the sidecar, {written} wrote counters", raw.display())
         })?;
@@ -136,25 +135,29 @@ fn host() -> Outcome<String> {
 struct Merger(PathBuf);
 
 impl Merger {
-    /// `LLVM_PROFDATA`, rustup's, the distribution's newest, or the one of the path.
+    /// The one that `LLVM_PROFDATA` names; else the first that is new enough, of rustup's, the distribution's, the path's.
     fn find() -> Outcome<Self> {
-        if let Some(given) = std::env::var_os("LLVM_PROFDATA") {
-            return Ok(Self(given.into()));
-        }
-        let beside_rustc = PathBuf::from(rustc(&["--print", "target-libdir"])?).with_file_name("bin");
-        let versions = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
-        let mut distribution: Vec<(u32, PathBuf)> = versions
-            .filter_map(|entry| {
-                let version = entry.file_name().to_str()?.strip_prefix("llvm-")?.parse().ok()?;
-                Some((version, entry.path().join("bin")))
-            })
-            .collect();
-        distribution.sort_by(|one, other| other.cmp(one));
-        let all = std::iter::once(beside_rustc).chain(distribution.into_iter().map(|(_, path)| path));
-        let mut all = all.map(|path| path.join("llvm-profdata")).chain([PathBuf::from("llvm-profdata")]);
-        all.find(|path| version(path).is_some_and(|version| version >= LLVM)).map(Self).ok_or_else(|| {
+        let given = std::env::var_os("LLVM_PROFDATA").map(PathBuf::from);
+        let candidates = given.map_or_else(Self::known, |given| Ok(vec![given]))?;
+        candidates.into_iter().find(|path| version(path) >= Some(LLVM)).map(Self).ok_or_else(|| {
             Trouble::new(format!("a profile wants llvm-profdata of LLVM {LLVM} or newer: {REMEDY}"))
         })
+    }
+
+    fn known() -> Outcome<Vec<PathBuf>> {
+        let beside_rustc = PathBuf::from(rustc(&["--print", "target-libdir"])?).with_file_name("bin");
+        let of_llvm = |entry: fs::DirEntry| {
+            let version: u32 = entry.file_name().to_str()?.strip_prefix("llvm-")?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        };
+        let installed = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+        let mut installed: Vec<(u32, PathBuf)> = installed.filter_map(of_llvm).collect();
+        installed.sort_by(|one, other| other.cmp(one));
+        let directories = std::iter::once(beside_rustc).chain(installed.into_iter().map(|(_, path)| path));
+        Ok(directories
+            .map(|path| path.join("llvm-profdata"))
+            .chain([PathBuf::from("llvm-profdata")])
+            .collect())
     }
 
     /// Makes one file of all that the counters wrote.
