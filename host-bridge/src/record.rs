@@ -3,9 +3,11 @@
 //! The pipeline hands records to a [`Recorder`]; one writer owns the files. The queue between them is bounded; a
 //! record that does not fit is counted and the loss is written and shown, never silent.
 
+mod bell;
 mod headers;
 mod writer;
 
+use self::bell::Bell;
 pub(crate) use self::{headers::Headers, writer::Writer};
 
 use std::{
@@ -24,7 +26,7 @@ use moat_shared::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time::timeout,
 };
 
@@ -245,13 +247,14 @@ pub(crate) enum Record {
     Mark(oneshot::Sender<()>),
 }
 
-/// Hands records to the writer. To record something never waits.
+/// Hands records to the writer. To record something never waits, and wakes nobody: a request is on its way meanwhile, and
+/// what it costs to wake a thread is more than what a line costs.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
     queue: mpsc::Sender<Record>,
     losses: Arc<Losses>,
-    /// Somebody waits for the writer.
-    hurry: Arc<Notify>,
+    // Dropped after the queue's end: the writer that is woken then finds it closed.
+    bell: Arc<Bell>,
 }
 
 /// Records that were not written: how many since the start, and whose audit log has yet to say so.
@@ -281,14 +284,14 @@ impl Recorder {
     /// A recorder and the writer's end of its queue.
     pub(crate) fn new(capacity: usize) -> (Self, mpsc::Receiver<Record>) {
         let (queue, records) = mpsc::channel(capacity);
-        (Self { queue, losses: Arc::default(), hurry: Arc::default() }, records)
+        (Self { queue, losses: Arc::default(), bell: Arc::default() }, records)
     }
 
     /// A recorder and the task that writes for it. The task ends when the last recorder is dropped.
     pub(crate) fn with_writer(home: crate::home::Home) -> (Self, writer::Writer) {
         let (recorder, records) = Self::new(QUEUE);
-        let (losses, hurry) = (Arc::clone(&recorder.losses), Arc::clone(&recorder.hurry));
-        let writer = writer::Writer::new(home, records, losses, hurry);
+        let (losses, rings) = (Arc::clone(&recorder.losses), recorder.bell.rings());
+        let writer = writer::Writer::new(home, records, losses, rings);
         (recorder, writer)
     }
 
@@ -310,7 +313,7 @@ impl Recorder {
         let told = async {
             // Without a writer nothing is written, which was logged.
             if self.queue.send(Record::Mark(mark)).await.is_ok() {
-                self.hurry.notify_one();
+                self.bell.ring();
                 drop(written.await);
             }
         };
@@ -329,6 +332,7 @@ impl Recorder {
             self.losses.add(run, 1);
             tracing::error!(%run, "a record was lost: the writer does not keep up");
         }
+        self.bell.ring_soon();
     }
 }
 

@@ -1,20 +1,16 @@
 //! The one writer of every run's `network.jsonl` and `audit.jsonl`.
 //!
-//! It takes what has queued up, writes it with one call per file, and comes back for more. Before it does it lingers for
-//! [`LINGER`], unless somebody waits, because what a thread costs that is woken for each line is more than what the line
-//! costs. What cannot be written is counted; the run's audit log says so (`records.lost`) as soon as it can be written again.
+//! When it is woken ([`Rings`]) it takes what has queued up, and writes it with one call per file. What cannot be written is
+//! counted; the run's audit log says so (`records.lost`) as soon as it can be written again.
 
-use std::{collections::VecDeque, fs::File, io, io::Write, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fs::File, io, io::Write, sync::Arc};
 
 use jiff::Timestamp;
 use moat_shared::id::RunId;
 use serde::Serialize;
-use tokio::{
-    sync::{Notify, mpsc},
-    time::timeout,
-};
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
-use super::{AuditEvent, AuditLine, Losses, Record};
+use super::{AuditEvent, AuditLine, Losses, Record, bell::Rings};
 use crate::{
     disk,
     home::{Home, private_dir},
@@ -22,8 +18,6 @@ use crate::{
 
 /// Records taken at once.
 const BATCH: usize = 512;
-/// How late a line may be written, so that those of its neighbours go with it.
-const LINGER: Duration = Duration::from_millis(5);
 /// Bytes of a file's lines for which room is kept from batch to batch.
 const ROOM: usize = 256 * 1024;
 const SPARE: usize = 8;
@@ -35,8 +29,7 @@ const OPEN_FILES: usize = 64;
 pub(crate) struct Writer {
     records: mpsc::Receiver<Record>,
     files: Files,
-    /// Somebody waits.
-    hurry: Arc<Notify>,
+    rings: Arc<Rings>,
 }
 
 impl Writer {
@@ -44,34 +37,40 @@ impl Writer {
         home: Home,
         records: mpsc::Receiver<Record>,
         losses: Arc<Losses>,
-        hurry: Arc<Notify>,
+        rings: Arc<Rings>,
     ) -> Self {
         let files = Files { home, open: VecDeque::new(), losses, spare: Vec::new() };
-        Self { records, files, hurry }
+        Self { records, files, rings }
     }
 
     /// Writes until the last recorder is dropped and everything is written.
     pub(crate) async fn run(self) {
-        let Self { mut records, mut files, hurry } = self;
+        let Self { mut records, mut files, rings } = self;
         let mut batch = Vec::with_capacity(BATCH);
-        while records.recv_many(&mut batch, BATCH).await > 0 {
-            if batch.len() < BATCH {
-                let _hurried = timeout(LINGER, hurry.notified()).await.is_ok();
-                while batch.len() < BATCH
-                    && let Ok(record) = records.try_recv()
-                {
-                    batch.push(record);
+        let mut is_open = true;
+        while is_open {
+            rings.rung().await;
+            loop {
+                while batch.len() < BATCH && is_open {
+                    match records.try_recv() {
+                        Ok(record) => batch.push(record),
+                        Err(TryRecvError::Empty) => break,
+                        Err(TryRecvError::Disconnected) => is_open = false,
+                    }
                 }
-            }
-            let work = tokio::task::spawn_blocking(move || {
-                files.write(&mut batch);
-                (files, batch)
-            });
-            match work.await {
-                Ok(back) => (files, batch) = back,
-                Err(error) => {
-                    tracing::error!(%error, "the record writer failed; nothing more is recorded");
-                    return;
+                if batch.is_empty() {
+                    break;
+                }
+                let work = tokio::task::spawn_blocking(move || {
+                    files.write(&mut batch);
+                    (files, batch)
+                });
+                match work.await {
+                    Ok(back) => (files, batch) = back,
+                    Err(error) => {
+                        tracing::error!(%error, "the record writer failed; nothing more is recorded");
+                        return;
+                    }
                 }
             }
         }
