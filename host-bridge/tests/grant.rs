@@ -248,11 +248,13 @@ fn typed_on_a_terminal() {
     let pty = nix::pty::openpty(None, None).unwrap();
     let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
     // Makes the terminal the controlling one, as a login does.
-    let mut command = Command::new("setsid");
+    // Whoever started the tests in the background may have them ignore what is tried here.
+    let mut command = Command::new("env");
     rig.set_up(&mut command);
     command
         .env("PATH", "/usr/bin:/bin")
-        .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_moat"), "grant", "mcp", "context7"])
+        .args(["--default-signal=INT", "setsid", "--ctty", "--wait"])
+        .args([env!("CARGO_BIN_EXE_moat"), "grant", "mcp", "context7"])
         .stdin(slave(&pty.slave))
         .stdout(slave(&pty.slave))
         .stderr(slave(&pty.slave));
@@ -285,11 +287,13 @@ fn interrupted_while_typing() {
     let rig = rig();
     let pty = nix::pty::openpty(None, None).unwrap();
     let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
-    let mut command = Command::new("setsid");
+    // Whoever started the tests in the background may have them ignore what is tried here.
+    let mut command = Command::new("env");
     rig.set_up(&mut command);
     command
         .env("PATH", "/usr/bin:/bin")
-        .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_moat"), "grant", "mcp", "context7"])
+        .args(["--default-signal=INT", "setsid", "--ctty", "--wait"])
+        .args([env!("CARGO_BIN_EXE_moat"), "grant", "mcp", "context7"])
         .stdin(slave(&pty.slave))
         .stdout(slave(&pty.slave))
         .stderr(slave(&pty.slave));
