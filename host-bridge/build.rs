@@ -229,9 +229,11 @@ fn advice(triple: &str, architecture: &str) -> String {
     advice
 }
 
-/// The outer cargo's target directory: the nearest one above that cargo has tagged.
+/// The outer cargo's target directory: the nearest one above that cargo has tagged, which it does only with one that it made; else
+/// the one that `<profile>/build/<package>/out` is in.
 fn target_dir(out: &Path) -> &Path {
-    out.ancestors().skip(1).find(|dir| dir.join("CACHEDIR.TAG").is_file()).unwrap_or(out)
+    let tagged = out.ancestors().skip(1).find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    tagged.or_else(|| out.ancestors().nth(4)).unwrap_or(out)
 }
 
 /// Commit and time of the build.
