@@ -40,6 +40,18 @@ impl Rig {
         command
     }
 
+    /// A grant whose terminal is the controlling one, as a login makes it, and which Ctrl-C ends: who is started in the background may
+    /// have been told to ignore that.
+    #[cfg(target_os = "linux")]
+    fn on_its_terminal(&self) -> Command {
+        let mut command = Command::new("env");
+        self.set_up(&mut command)
+            .env("PATH", "/usr/bin:/bin")
+            .args(["--default-signal=INT", "setsid", "--ctty", "--wait"])
+            .args([env!("CARGO_BIN_EXE_moat"), "grant", "mcp", "context7"]);
+        command
+    }
+
     /// Runs it with `input` on a pipe.
     fn run(&self, args: &[&str], input: &str) -> Ran {
         ran(self.moat(args), input)
@@ -247,17 +259,8 @@ fn typed_on_a_terminal() {
     let rig = rig();
     let pty = nix::pty::openpty(None, None).unwrap();
     let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
-    // Makes the terminal the controlling one, as a login does.
-    // Whoever started the tests in the background may have them ignore what is tried here.
-    let mut command = Command::new("env");
-    rig.set_up(&mut command);
-    command
-        .env("PATH", "/usr/bin:/bin")
-        .args(["--default-signal=INT", "setsid", "--ctty", "--wait"])
-        .args([env!("CARGO_BIN_EXE_moat"), "grant", "mcp", "context7"])
-        .stdin(slave(&pty.slave))
-        .stdout(slave(&pty.slave))
-        .stderr(slave(&pty.slave));
+    let mut command = rig.on_its_terminal();
+    command.stdin(slave(&pty.slave)).stdout(slave(&pty.slave)).stderr(slave(&pty.slave));
     let mut child = command.spawn().unwrap();
     // The command holds copies of the terminal; with them gone, reading ends with the child.
     drop((command, pty.slave));
@@ -287,16 +290,8 @@ fn interrupted_while_typing() {
     let rig = rig();
     let pty = nix::pty::openpty(None, None).unwrap();
     let slave = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
-    // Whoever started the tests in the background may have them ignore what is tried here.
-    let mut command = Command::new("env");
-    rig.set_up(&mut command);
-    command
-        .env("PATH", "/usr/bin:/bin")
-        .args(["--default-signal=INT", "setsid", "--ctty", "--wait"])
-        .args([env!("CARGO_BIN_EXE_moat"), "grant", "mcp", "context7"])
-        .stdin(slave(&pty.slave))
-        .stdout(slave(&pty.slave))
-        .stderr(slave(&pty.slave));
+    let mut command = rig.on_its_terminal();
+    command.stdin(slave(&pty.slave)).stdout(slave(&pty.slave)).stderr(slave(&pty.slave));
     let mut child = command.spawn().unwrap();
     let echoes = || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ECHO);
     let mut terminal = fs::File::from(pty.master.try_clone().unwrap());
